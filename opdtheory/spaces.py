@@ -1,0 +1,287 @@
+"""The instance spaces that claims quantify over.
+
+A :class:`Space` names a kind of instance, the sizes to try (smallest first, so that the first refuted size is the
+smallest), the free numbers as blocks, and how to build an instance from them.  ``build`` gets either float arrays
+with a leading lane axis or object arrays of exact rationals without one, and must work on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import flint
+import numpy as np
+
+from opdtheory.elementary import exact
+from opdtheory.verification.blocks import Block, Box, LogBox, Simplex, Values
+
+__all__ = ["Box", "LogBox", "Scalars", "Simplex", "Size", "Space", "policy_pairs", "scalars", "single_states",
+           "teacher_students"]  # fmt: skip
+
+Size = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A family of instances.
+
+    Attributes:
+        kind: certificate kind; also selects the primitives a recorded claim may use.
+        sizes: keyword arguments of ``blocks`` and ``build``, smallest first.
+        blocks: size → ordered blocks of free numbers.
+        build: (values, **size) → instance.
+        serialise: exact instance → JSON-ready dict of the certificate's ``instance``.
+        structure: size → plain integers a claim may read while being recorded.
+        pairs: block-name prefixes that are sampled near or opposite each other.
+        description: one line for reports.
+    """
+
+    kind: str
+    sizes: tuple[Size, ...]
+    blocks: Callable[..., dict[str, Block]]
+    build: Callable[..., Any]
+    serialise: Callable[[Any], dict[str, Any]]
+    structure: Callable[..., dict[str, Any]] = field(default=lambda **size: {})
+    pairs: tuple[tuple[str, str], ...] = ()
+    description: str = ""
+
+    def with_sizes(self, *sizes: Size) -> Space:
+        """The same space restricted to (or extended by) the given sizes, smallest first."""
+        return replace(self, sizes=tuple(sizes))
+
+
+def fractions(array: Any) -> Any:
+    """Nested lists of canonical fraction strings from an (object or float) array."""
+    if isinstance(array, np.ndarray) and array.ndim:
+        return [fractions(a) for a in array]
+    value = array.item() if isinstance(array, np.ndarray) else array
+    return str(exact(value))
+
+
+# ---------------------------------------------------------------------------------------------- scalars
+
+
+class Scalars:
+    """Named scalars as attributes; each a float array (lanes,) or an exact number."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.__dict__.update(values)
+
+    def __repr__(self) -> str:
+        return f"Scalars({', '.join(f'{k}={v}' for k, v in self.__dict__.items())})"
+
+
+def scalars(**domains: tuple[float, float] | Box) -> Space:
+    """Scalar parameters, each in [lo, hi] (a pair) or in a given :class:`Box` / :class:`LogBox` of shape ()."""
+    blocks: dict[str, Block] = {
+        name: d if isinstance(d, Box) else Box((), float(d[0]), float(d[1])) for name, d in domains.items()
+    }
+    return Space(
+        kind="scalar",
+        sizes=({},),
+        blocks=lambda: blocks,
+        build=lambda values: Scalars({k: v if v.shape else v.item() for k, v in values.items()}),
+        serialise=lambda x: {name: str(exact(getattr(x, name))) for name in domains},
+        description="scalars " + ", ".join(f"{k} ∈ [{b.lo:g}, {b.hi:g}]" for k, b in blocks.items()),  # type: ignore[union-attr]
+    )
+
+
+# ------------------------------------------------------------------------------------------ single states
+
+
+def _restrict(p: Any, support: Any) -> Any:
+    """Zero ``p`` outside ``support`` and renormalise rows; a row left empty falls back to ``support`` itself."""
+    kept = np.where(support > 0, p, 0 * p)
+    total = kept.sum(axis=-1, keepdims=True)
+    kept = np.where(total == 0, support, kept)
+    return kept / kept.sum(axis=-1, keepdims=True)
+
+
+def single_states(
+    vocab: tuple[int, ...] = (2, 3, 4, 6),
+    full_support: bool = False,
+    absolutely_continuous: bool = False,
+    values: tuple[float, float] | None = None,
+    extra: Mapping[str, tuple[float, float] | Box] | None = None,
+) -> Space:
+    """Pairs (p, q) of distributions over V actions: p generates (student, behaviour), q is the target or teacher.
+
+    ``full_support`` forbids zeros; ``absolutely_continuous`` makes supp p ⊆ supp q (finite log ratios under p);
+    ``values`` adds a vector of V numbers in that range; ``extra`` adds named scalars (for instance alpha) to the instance.
+    """
+    scalar_blocks = {k: d if isinstance(d, Box) else Box((), float(d[0]), float(d[1])) for k, d in (extra or {}).items()}
+
+    def blocks(vocab: int) -> dict[str, Block]:
+        out: dict[str, Block] = {"p": Simplex((vocab,), not full_support), "q": Simplex((vocab,), not full_support)}
+        if values is not None:
+            out["values"] = Box((vocab,), *values)
+        return out | scalar_blocks
+
+    def build(b: Values, vocab: int) -> Any:
+        from opdtheory.tabular import SingleState
+
+        p = _restrict(b["p"], b["q"]) if absolutely_continuous else b["p"]
+        named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
+        return SingleState(p, b["q"], values=b.get("values"), **named)
+
+    return Space(
+        kind="single_state",
+        sizes=tuple({"vocab": v} for v in vocab),
+        blocks=blocks,
+        build=build,
+        serialise=lambda x: x.to_data(),
+        structure=lambda vocab: {"V": vocab},
+        pairs=(("p", "q"),),
+        description=f"pairs of distributions over V ∈ {vocab}" + (", full support" if full_support else ""),
+    )
+
+
+# -------------------------------------------------------------------------------------------- policy pairs
+
+
+def _size(vocab: int, horizon: int, eos: int | None = None, prompts: int = 1) -> Size:
+    return {"vocab": vocab, "horizon": horizon, "eos": eos, "prompts": prompts}
+
+
+SMALL = (_size(2, 1), _size(2, 2), _size(3, 2), _size(2, 3), _size(3, 3))
+"""Default sizes of fixed-length trees."""
+WITH_EOS = (_size(2, 2, eos=1), _size(3, 2, eos=2), _size(2, 3, eos=1), _size(3, 3, eos=2))
+"""Default sizes of trees with an end-of-sequence token."""
+
+
+def _levels(tree: Any) -> list[tuple[int, int]]:
+    return [tree.level_shape(t) for t in range(tree.horizon)]
+
+
+def _tree(vocab: int, horizon: int, eos: int | None, prompts: int, prompt_probs: Any = None) -> Any:
+    from opdtheory.tabular import TokenTree
+
+    return TokenTree(vocab=vocab, horizon=horizon, eos=eos, prompts=prompts, prompt_probs=prompt_probs)
+
+
+def _policy_blocks(name: str, tree: Any, zeros: bool) -> dict[str, Block]:
+    return {f"{name}.{t}": Simplex(shape, zeros) for t, shape in enumerate(_levels(tree))}
+
+
+def _reward_blocks(tree: Any, lo: float, hi: float) -> dict[str, Block]:
+    """Rewards sit on ending actions: EOS at any level, every action of the last."""
+    out: dict[str, Block] = {}
+    for t, (contexts, vocab) in enumerate(_levels(tree)):
+        if t == tree.horizon - 1:
+            out[f"reward.{t}"] = Box((contexts, vocab), lo, hi)
+        elif tree.eos is not None:
+            out[f"reward.{t}"] = Box((contexts, 1), lo, hi)
+    return out
+
+
+def _reward_levels(tree: Any, b: Values) -> list[Any]:
+    levels = []
+    for t, (contexts, vocab) in enumerate(_levels(tree)):
+        free = b.get(f"reward.{t}")
+        if t == tree.horizon - 1 and free is not None:
+            levels.append(free)
+            continue
+        like = b["mu.0"]
+        lead = like.shape[: like.ndim - 2]
+        level = np.zeros((*lead, contexts, vocab), dtype=like.dtype)
+        if like.dtype == object:
+            level[...] = flint.fmpq(0)
+        if free is not None:
+            level[..., tree.eos] = free[..., 0]
+        levels.append(level)
+    return levels
+
+
+def policy_pairs(
+    reward: tuple[float, float] | str | None = (0.0, 1.0),
+    sizes: tuple[Size, ...] = SMALL,
+    absolutely_continuous: bool = False,
+    full_support: bool = False,
+    shared_prompts: bool = True,
+) -> Space:
+    """Behaviour μ, target π and a terminal reward on token trees.
+
+    Args:
+        reward: range of a free terminal reward; ``"extremal"`` puts R = 1 where n(y) > 0, which attains
+            sup over R in [0, 1] of |Error| for the given policies; None leaves the reward zero.
+        absolutely_continuous: restrict supp π to supp μ at every context.
+        full_support: no zero probabilities at all.
+        shared_prompts: prompts are weighted equally (otherwise their weights are free too).
+    """
+
+    def blocks(vocab: int, horizon: int, eos: int | None, prompts: int) -> dict[str, Block]:
+        tree = _tree(vocab, horizon, eos, prompts)
+        out = _policy_blocks("mu", tree, not full_support) | _policy_blocks("pi", tree, not full_support)
+        if isinstance(reward, tuple):
+            out |= _reward_blocks(tree, *reward)
+        return out
+
+    def build(b: Values, vocab: int, horizon: int, eos: int | None, prompts: int) -> Any:
+        from opdtheory.tabular import PolicyPair
+
+        tree = _tree(vocab, horizon, eos, prompts)
+        mu = [b[f"mu.{t}"] for t in range(horizon)]
+        pi = [b[f"pi.{t}"] for t in range(horizon)]
+        if absolutely_continuous:
+            pi = [_restrict(p, m) for p, m in zip(pi, mu, strict=True)]
+        levels = _reward_levels(tree, b)
+        pair = PolicyPair.from_levels(tree, mu, pi, levels, validate=False)
+        if reward == "extremal":
+            pair = PolicyPair.from_levels(tree, mu, pi, pair.extremal_reward(), validate=False)
+        return pair
+
+    return Space(
+        kind="policy_pair",
+        sizes=sizes,
+        blocks=blocks,
+        build=build,
+        serialise=lambda x: x.to_data(),
+        structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon},
+        pairs=(("mu", "pi"),),
+        description="policy pairs"
+        + (" with supp π ⊆ supp μ" if absolutely_continuous else "")
+        + (f", rewards in [{reward[0]:g}, {reward[1]:g}]" if isinstance(reward, tuple) else "")
+        + (", worst-case reward in [0, 1]" if reward == "extremal" else ""),
+    )
+
+
+def teacher_students(
+    sizes: tuple[Size, ...] = SMALL,
+    full_support: bool = True,
+    candidate: bool = False,
+    extra: Mapping[str, tuple[float, float] | Box] | None = None,
+) -> Space:
+    """Teacher and student policies (and a third ``candidate`` policy if asked for); ``extra`` adds named scalars."""
+    scalar_blocks = {k: d if isinstance(d, Box) else Box((), float(d[0]), float(d[1])) for k, d in (extra or {}).items()}
+    names = ("teacher", "student", *(("candidate",) if candidate else ()))
+
+    def blocks(vocab: int, horizon: int, eos: int | None, prompts: int) -> dict[str, Block]:
+        tree = _tree(vocab, horizon, eos, prompts)
+        out: dict[str, Block] = {}
+        for name in names:
+            out |= _policy_blocks(name, tree, not full_support)
+        return out | scalar_blocks
+
+    def build(b: Values, vocab: int, horizon: int, eos: int | None, prompts: int) -> Any:
+        from opdtheory.tabular import TeacherStudent
+
+        tree = _tree(vocab, horizon, eos, prompts)
+        levels = {name: [b[f"{name}.{t}"] for t in range(horizon)] for name in names}
+        named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
+        return TeacherStudent.from_levels(tree, **levels, validate=False, **named)
+
+    pairs = (("teacher", "student"), *((("student", "candidate"),) if candidate else ()))
+    return Space(
+        kind="teacher_student",
+        sizes=sizes,
+        blocks=blocks,
+        build=build,
+        serialise=lambda x: x.to_data(),
+        structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon},
+        pairs=pairs,
+        description="teacher and student" + (" and candidate" if candidate else "") + (", full support" if full_support else ""),
+    )
+
+

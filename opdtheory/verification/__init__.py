@@ -1,0 +1,1 @@
+"""The engine that gives a claim its verdict."""
