@@ -1,12 +1,13 @@
 """Divergences between distributions over one alphabet, and their one-sample estimators.
 
 Every function works over the last axis; leading axes are a batch.  Arrays are numpy float64, torch tensors
-(autograd flows, the device is kept) or object arrays of exact rationals, which stay rational unless a logarithm
-or an irrational root occurs (then the entries are ``flint.arb`` balls).  Units are nats.
+(autograd flows, the device is kept) or object arrays of exact rationals, which stay rational unless a
+logarithm or an irrational root occurs (then the entries are ``flint.arb`` balls).  Units are nats.
 
 The direction is always written out: ``kl(p, q)`` is KL(p‖q), the expectation under the *first* argument.
 0·log 0 is 0, and mass of ``p`` where ``q`` has none makes a divergence infinite: nothing is clamped.  Entries
-must be non-negative; they need not sum to one where the formula makes sense without (truncated distributions).
+must be non-negative; they need not sum to one where the formula makes sense without (truncated
+distributions).
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import flint
 import numpy as np
 
+from opdtheory._arrays import (
+    Array,
+    any_last,
+    distribution,
+    inf_like,
+    is_torch,
+    numbers,
+    one_like,
+    pair,
+    parameter,
+    zero_like,
+)
 from opdtheory.elementary import (
     absolute,
     amax,
     asum,
-    exact,
     exp,
     expm1,
     is_exact,
@@ -39,9 +50,6 @@ __all__ = [
     "k3_from_log_ratio", "kl", "renyi", "topk_kl", "topk_members", "topk_tv", "tv",
 ]  # fmt: skip
 
-Array = Any
-
-
 def kl(p: Array, q: Array) -> Array:
     """KL(p‖q) = Σ p log(p/q) in nats; inf where ``p`` has mass outside the support of ``q``.
 
@@ -50,7 +58,7 @@ def kl(p: Array, q: Array) -> Array:
     >>> float(kl([1.0, 0.0], [0.5, 0.5]))
     0.6931471805599453
     """
-    p, q = _pair(p, q)
+    p, q = pair(p, q)
     return asum(rel_entr(p, q))
 
 
@@ -61,7 +69,7 @@ def tv(p: Array, q: Array) -> Array:
     >>> tv([Fraction(1, 2), Fraction(1, 2)], [Fraction(1, 3), Fraction(2, 3)])
     1/6
     """
-    p, q = _pair(p, q)
+    p, q = pair(p, q)
     return asum(absolute(p - q)) / 2
 
 
@@ -71,16 +79,18 @@ def chi2(p: Array, q: Array) -> Array:
     >>> float(chi2([0.75, 0.25], [0.5, 0.5]))
     0.25
     """
-    p, q = _pair(p, q)
+    p, q = pair(p, q)
     supported = q > 0
-    safe = where(supported, q, _one(q))
-    finite = asum(where(supported, (p - q) * (p - q) / safe, _zero(q)))
-    return where(_any((p > 0) & ~supported), _inf(finite), finite)[()]
+    safe = where(supported, q, one_like(q))
+    finite = asum(where(supported, (p - q) * (p - q) / safe, zero_like(q)))
+    return where(any_last((p > 0) & ~supported), inf_like(finite), finite)[()]
 
 
 def hellinger2(p: Array, q: Array) -> Array:
-    """Squared Hellinger distance ½ Σ(√p − √q)², in [0, 1] for distributions (1 − Bhattacharyya coefficient)."""
-    p, q = _pair(p, q)
+    """Squared Hellinger distance ½ Σ(√p − √q)², in [0, 1] for distributions (1 − Bhattacharyya
+    coefficient).
+    """
+    p, q = pair(p, q)
     difference = sqrt(p) - sqrt(q)
     return asum(difference * difference) / 2
 
@@ -95,8 +105,8 @@ def jsd(p: Array, q: Array, alpha: Any = 0.5) -> Array:
     >>> float(jsd([1.0, 0.0], [0.0, 1.0]))
     0.6931471805599453
     """
-    p, q = _pair(p, q)
-    a = _parameter("alpha", alpha, p, low=0, high=1)
+    p, q = pair(p, q)
+    a = parameter("alpha", alpha, p, low=0, high=1)
     m = a * q + (1 - a) * p
     return a * asum(rel_entr(q, m)) + (1 - a) * asum(rel_entr(p, m))
 
@@ -104,66 +114,68 @@ def jsd(p: Array, q: Array, alpha: Any = 0.5) -> Array:
 def renyi(p: Array, q: Array, order: Any) -> Array:
     """Rényi divergence of ``order`` a ≥ 0, log(Σ pᵃ q^{1−a})/(a−1); a=1 is KL(p‖q), a=inf is log max p/q.
 
-    For a < 1 it is infinite only if the supports are disjoint, for a ≥ 1 as soon as ``p`` leaves ``q``'s support.
+    For a < 1 it is infinite only if the supports are disjoint, for a ≥ 1 as soon as ``p`` leaves ``q``'s
+    support.
     """
-    p, q = _pair(p, q)
+    p, q = pair(p, q)
     if not order >= 0:
         raise ValueError(f"order of a Rényi divergence: got {order!r}, expected a number >= 0")
     if order == 1:
         return kl(p, q)
     both = (p > 0) & (q > 0)
-    safe_p, safe_q = where(both, p, _one(p)), where(both, q, _one(q))
+    safe_p, safe_q = where(both, p, one_like(p)), where(both, q, one_like(q))
     if order == float("inf"):
-        value = log(amax(where(both, safe_p / safe_q, _zero(p))))
+        value = log(amax(where(both, safe_p / safe_q, zero_like(p))))
     else:
-        a = _parameter("order", order, p)
+        a = parameter("order", order, p)
         if is_exact(p) and a.q == 1 and a >= 0:
             powers = safe_p ** int(a.p) * safe_q ** (1 - int(a.p))
         else:
             powers = exp(a * log(safe_p) + (1 - a) * log(safe_q))
-        value = log(asum(where(both, powers, _zero(p)))) / (a - 1)
-    escaped = _any((p > 0) & ~(q > 0)) if order > 1 else ~_any(both)
-    return where(escaped, _inf(value), value)[()]
+        value = log(asum(where(both, powers, zero_like(p)))) / (a - 1)
+    escaped = any_last((p > 0) & ~(q > 0)) if order > 1 else ~any_last(both)
+    return where(escaped, inf_like(value), value)[()]
 
 
 def entropy(p: Array) -> Array:
     """Shannon entropy −Σ p log p in nats."""
-    p = _distribution("p", p)
+    p = distribution("p", p)
     return -asum(xlogy(p, p))
 
 
 def binary_tv(p_token: Array, q_token: Array) -> Array:
     """TV after merging all tokens but the sampled one, |p(a) − q(a)|: a lower bound of ``tv``.
 
-    Arguments are the probabilities of the sampled token, of any shape.  Source: *Rethinking the Trust Region in
-    LLM Reinforcement Learning*, Eq. 13.
+    Arguments are the probabilities of the sampled token, of any shape.  Source: *Rethinking the Trust Region
+    in LLM Reinforcement Learning*, Eq. 13.
     """
-    p, q = _pair(p_token, q_token)
+    p, q = pair(p_token, q_token)
     return absolute(p - q)
 
 
 def binary_kl(p_token: Array, q_token: Array) -> Array:
     """KL(p‖q) after merging all tokens but the sampled one: a lower bound of ``kl``.
 
-    Arguments are the probabilities of the sampled token, of any shape.  Source: *Rethinking the Trust Region in
-    LLM Reinforcement Learning*, Eq. 14, with ``p`` the behaviour policy and ``q`` the trained one.
+    Arguments are the probabilities of the sampled token, of any shape.  Source: *Rethinking the Trust Region
+    in LLM Reinforcement Learning*, Eq. 14, with ``p`` the behaviour policy and ``q`` the trained one.
     """
-    p, q = _pair(p_token, q_token)
-    zero = _zero(p)
+    p, q = pair(p_token, q_token)
+    zero = zero_like(p)
     # a probability that rounding left just above one has a complement of zero
     return rel_entr(p, q) + rel_entr(maximum(1 - p, zero), maximum(1 - q, zero))
 
 
 def topk_members(p: Array, k: int, sampled: Array | None = None) -> Array:
-    """Boolean mask (…, V) of the ``k`` most probable tokens of ``p``, ties to the lower index, plus ``sampled``.
+    """Boolean mask (…, V) of the ``k`` most probable tokens of ``p``, ties to the lower index, plus
+    ``sampled``.
 
     ``sampled`` holds token indices of shape (…).
     """
-    p = _distribution("p", p)
+    p = distribution("p", p)
     vocab = p.shape[-1]
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 0 <= k <= vocab:
         raise ValueError(f"k: got {k!r}, expected an integer from 0 to the vocabulary size {vocab}")
-    if _is_torch(p):
+    if is_torch(p):
         import torch
 
         members = torch.zeros_like(p, dtype=torch.bool)
@@ -179,14 +191,15 @@ def topk_members(p: Array, k: int, sampled: Array | None = None) -> Array:
 
 
 def topk_tv(p: Array, q: Array, k: int, sampled: Array | None = None, *, tail: bool = True) -> Array:
-    """TV over the top ``k`` tokens of ``p`` (plus ``sampled``) and one bucket for the rest: a lower bound of ``tv``.
+    """TV over the top ``k`` tokens of ``p`` (plus ``sampled``) and one bucket for the rest: a lower bound of
+    ``tv``.
 
-    ``tail=False`` leaves the bucket out, as *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq. 15
-    prints it (at k=0 that is half of the binary value).
+    ``tail=False`` leaves the bucket out, as *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq.
+    15 prints it (at k=0 that is half of the binary value).
     """
-    p, q = _pair(p, q)
+    p, q = pair(p, q)
     members = topk_members(p, k, sampled)
-    zero = _zero(p)
+    zero = zero_like(p)
     difference = p - q
     total = asum(absolute(where(members, difference, zero)))
     if tail:
@@ -195,14 +208,16 @@ def topk_tv(p: Array, q: Array, k: int, sampled: Array | None = None, *, tail: b
 
 
 def topk_kl(p: Array, q: Array, k: int, sampled: Array | None = None, *, tail: bool = True) -> Array:
-    """KL(p‖q) over the top ``k`` tokens of ``p`` (plus ``sampled``) and one bucket for the rest: a lower bound.
+    """KL(p‖q) over the top ``k`` tokens of ``p`` (plus ``sampled``) and one bucket for the rest: a lower
+    bound.
 
-    Source: *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq. 16.  ``tail=False`` leaves the bucket
-    out, as the forward KL of *Trust Region On-Policy Distillation* does; that sum may be negative or exceed KL.
+    Source: *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq. 16.  ``tail=False`` leaves the
+    bucket out, as the forward KL of *Trust Region On-Policy Distillation* does; that sum may be negative or
+    exceed KL.
     """
-    p, q = _pair(p, q)
+    p, q = pair(p, q)
     members = topk_members(p, k, sampled)
-    zero = _zero(p)
+    zero = zero_like(p)
     total = asum(where(members, rel_entr(p, q), zero))
     if tail:
         total = total + rel_entr(asum(where(members, zero, p)), asum(where(members, zero, q)))
@@ -212,14 +227,14 @@ def topk_kl(p: Array, q: Array, k: int, sampled: Array | None = None, *, tail: b
 def coarsen(p: Array, cells: Sequence[Sequence[int]]) -> Array:
     """Merge tokens: entry j of the result is the mass of ``cells[j]``, which must partition the alphabet.
 
-    Any divergence of coarsened distributions is a lower bound of the full one (*Rethinking the Trust Region in LLM
-    Reinforcement Learning*, App. C).
+    Any divergence of coarsened distributions is a lower bound of the full one (*Rethinking the Trust Region
+    in LLM Reinforcement Learning*, App. C).
     """
-    p = _distribution("p", p)
+    p = distribution("p", p)
     if sorted(token for cell in cells for token in cell) != list(range(p.shape[-1])):
         raise ValueError(f"cells: got {cells!r}, expected a partition of the tokens 0..{p.shape[-1] - 1}")
     masses = [asum(p[..., list(cell)]) for cell in cells]
-    if _is_torch(p):
+    if is_torch(p):
         import torch
 
         return torch.stack(masses, dim=-1)
@@ -228,94 +243,29 @@ def coarsen(p: Array, cells: Sequence[Sequence[int]]) -> Array:
 
 def k1(ratio: Array) -> Array:
     """−log r: for r = π/μ on a token drawn from μ, an unbiased but signed one-sample estimate of KL(μ‖π)."""
-    return -log(_numbers(ratio))
+    return -log(numbers(ratio))
 
 
 def k2(ratio: Array) -> Array:
     """½ log² r: non-negative, biased estimate of KL(μ‖π), r = π/μ on a token drawn from μ."""
-    ell = log(_numbers(ratio))
+    ell = log(numbers(ratio))
     return ell * ell / 2
 
 
 def k3(ratio: Array) -> Array:
     """r − 1 − log r ≥ 0: estimates KL(μ‖π), r = π/μ on a token drawn from μ.
 
-    Unbiased if supp π ⊆ supp μ; otherwise its mean is too small by the mass of π outside.  Source: *Trust Region
-    Masking for Long-Horizon LLM Reinforcement Learning*, App. A.1.
+    Unbiased if supp π ⊆ supp μ; otherwise its mean is too small by the mass of π outside.  Source: *Trust
+    Region Masking for Long-Horizon LLM Reinforcement Learning*, App. A.1.
 
     >>> float(k3(1.0)), round(float(k3(100.0)), 1)
     (0.0, 94.4)
     """
-    excess = _numbers(ratio) - 1
+    excess = numbers(ratio) - 1
     return excess - log1p(excess)
 
 
 def k3_from_log_ratio(log_ratio: Array) -> Array:
     """``k3`` of r = exp(log_ratio), without forming a ratio that could underflow."""
-    ell = _numbers(log_ratio)
+    ell = numbers(log_ratio)
     return expm1(ell) - ell
-
-
-# --- arrays of the three kinds -------------------------------------------------------------------------------
-
-
-def _is_torch(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "torch"
-
-
-def _numbers(x: Any) -> Array:
-    """Lists become numpy arrays; arrays of exact numbers become object arrays of ``fmpq`` (balls are kept)."""
-    if _is_torch(x) or hasattr(x, "__elementary__") or (isinstance(x, np.ndarray) and x.dtype.kind == "f"):
-        return x
-    x = np.asarray(x)
-    if x.dtype != object:
-        return x.astype(np.float64)
-    convert = np.frompyfunc(lambda v: v if isinstance(v, flint.arb | flint.fmpq) else exact(v), 1, 1)
-    return np.asarray(convert(x), dtype=object)
-
-
-def _distribution(name: str, p: Any) -> Array:
-    p = _numbers(p)
-    if hasattr(p, "__elementary__"):
-        return p
-    # the exact branch refuses what is certainly negative; the float branch also refuses NaN
-    good = bool(np.all(~(p < 0))) if is_exact(p) else bool((p >= 0).all())
-    if not good:
-        raise ValueError(f"{name}: expected non-negative probabilities, got {_first_bad(p)}")
-    return p
-
-
-def _first_bad(p: Array) -> str:
-    flat = p.reshape(-1)
-    index = next(i for i, v in enumerate(flat) if not v >= 0)
-    return f"{flat[index]} at flat index {index}"
-
-
-def _pair(p: Any, q: Any) -> tuple[Array, Array]:
-    p, q = _distribution("p", p), _distribution("q", q)
-    if p.ndim and q.ndim and p.shape[-1] != q.shape[-1]:
-        raise ValueError(f"p and q: got alphabets of {p.shape[-1]} and {q.shape[-1]} tokens, expected equal sizes")
-    return p, q
-
-
-def _parameter(name: str, value: Any, like: Array, low: Any = None, high: Any = None) -> Any:
-    """A scalar parameter in the arithmetic of ``like``: rational beside rationals, float beside floats."""
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise ValueError(f"{name}: got {value!r}, expected a number from {low} to {high}")
-    return exact(value) if is_exact(like) else float(value)
-
-
-def _one(x: Array) -> Any:
-    return x.new_ones(()) if _is_torch(x) else exact(1) if is_exact(x) else 1.0
-
-
-def _zero(x: Array) -> Any:
-    return x.new_zeros(()) if _is_torch(x) else exact(0) if is_exact(x) else 0.0
-
-
-def _inf(x: Array) -> Any:
-    return x.new_full((), float("inf")) if _is_torch(x) else flint.arb("inf") if is_exact(x) else float("inf")
-
-
-def _any(condition: Array) -> Array:
-    return condition.any(dim=-1) if _is_torch(condition) else np.any(condition, axis=-1)

@@ -1,9 +1,9 @@
 """Token rewards of on-policy distillation, as samples and as exact expectations over the alphabet.
 
-Sampled forms take log-probabilities (or a log ratio) of the drawn token and are elementwise; the teacher comes
-first, as in the ratio ρ = teacher/student.  Expected forms take whole distributions over the last axis and average
-over the *student*, who draws the tokens; tokens that the student never draws contribute nothing.  All work on numpy
-float64, torch tensors and object arrays of exact rationals or balls.  Units are nats.
+Sampled forms take log-probabilities (or a log ratio) of the drawn token and are elementwise; the teacher
+comes first, as in the ratio ρ = teacher/student.  Expected forms take whole distributions over the last axis
+and average over the *student*, who draws the tokens; tokens that the student never draws contribute nothing. 
+All work on numpy float64, torch tensors and object arrays of exact rationals or balls.  Units are nats.
 """
 
 from __future__ import annotations
@@ -12,24 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory.divergences import (
-    Array,
-    _distribution,
-    _is_torch,
-    _numbers,
-    _one,
-    _pair,
-    _parameter,
-    _zero,
-    jsd,
-    kl,
-)
+from opdtheory._arrays import Array, distribution, is_torch, numbers, one_like, pair, parameter, zero_like
+from opdtheory.divergences import jsd, kl
 from opdtheory.elementary import asum, exp, expm1, is_exact, log, log1p, maximum, minimum, where
 
 __all__ = [
-    "entropy_filter", "expectation", "expected_opd", "expected_topd", "expected_tropd_clip", "expected_tropd_gate",
-    "expected_tropd_mask", "geometric_log_normalizer", "opd", "opd_geometric", "ratio", "topd", "topd_from_ratio",
-    "topd_potential", "topd_second_moment", "tropd_accept_probability", "tropd_clip", "tropd_gate", "tropd_mask",
+    "entropy_filter", "expectation", "expected_opd", "expected_topd", "expected_tropd_clip",
+    "expected_tropd_gate", "expected_tropd_mask", "geometric_log_normalizer", "opd", "opd_geometric", "ratio",
+    "topd", "topd_from_ratio", "topd_potential", "topd_second_moment", "tropd_accept_probability",
+    "tropd_clip", "tropd_gate", "tropd_mask",
 ]  # fmt: skip
 
 
@@ -38,7 +29,7 @@ def opd(logp_teacher: Array, logp_student: Array) -> Array:
 
     Source: *Theory of On-Policy Distillation*, Eq. 2; *Trust Region Policy Distillation*, Eq. 3.
     """
-    return _numbers(logp_teacher) - _numbers(logp_student)
+    return numbers(logp_teacher) - numbers(logp_student)
 
 
 def topd(logp_teacher: Array, logp_student: Array, alpha: Any) -> Array:
@@ -66,7 +57,7 @@ def topd(logp_teacher: Array, logp_student: Array, alpha: Any) -> Array:
 
 def topd_from_ratio(ratio: Array, alpha: Any) -> Array:
     """TOP-D reward log(αρ + 1 − α) of a probability ratio ρ ≥ 0, which may be exact."""
-    rho = _numbers(ratio)
+    rho = numbers(ratio)
     a = _alpha(alpha, rho)
     return log(a * rho + (1 - a))
 
@@ -74,8 +65,8 @@ def topd_from_ratio(ratio: Array, alpha: Any) -> Array:
 def opd_geometric(logp_teacher: Array, logp_student: Array, alpha: Any) -> Array:
     """Reward of the *unnormalised* geometric mixture, α log(teacher/student).
 
-    Subtract ``geometric_log_normalizer`` for the reward of the normalised mixture.  Source: *Trust Region Policy
-    Distillation*, Eq. 6.
+    Subtract ``geometric_log_normalizer`` for the reward of the normalised mixture.  Source: *Trust Region
+    Policy Distillation*, Eq. 6.
     """
     ell = opd(logp_teacher, logp_student)
     return _alpha(alpha, ell) * ell
@@ -85,11 +76,11 @@ def geometric_log_normalizer(teacher: Array, student: Array, alpha: Any) -> Arra
     """log Σ student^{1−α} teacherᵅ ≤ 0 over the last axis: the normaliser that Eq. 6 of *Trust Region Policy
     Distillation* leaves out.  −inf if the supports are disjoint.
     """
-    q, p = _pair(teacher, student)
+    q, p = pair(teacher, student)
     a = _alpha(alpha, p)
     both = (p > 0) & (q > 0)
-    safe_p, safe_q = where(both, p, _one(p)), where(both, q, _one(q))
-    return log(asum(where(both, exp(a * log(safe_q) + (1 - a) * log(safe_p)), _zero(p))))
+    safe_p, safe_q = where(both, p, one_like(p)), where(both, q, one_like(q))
+    return log(asum(where(both, exp(a * log(safe_q) + (1 - a) * log(safe_p)), zero_like(p))))
 
 
 def tropd_accept_probability(logp_teacher: Array, logp_student: Array) -> Array:
@@ -99,50 +90,53 @@ def tropd_accept_probability(logp_teacher: Array, logp_student: Array) -> Array:
     decoding agreement that defines the trust region.
     """
     ell = opd(logp_teacher, logp_student)
-    return exp(minimum(ell, _zero(ell)))
+    return exp(minimum(ell, zero_like(ell)))
 
 
 def tropd_gate(logp_teacher: Array, logp_student: Array, uniform: Array) -> Array:
     """Log ratio where the token is accepted (``uniform`` < acceptance probability), else 0.
 
-    ``uniform`` holds independent U[0,1) draws.  Source: *Trust Region On-Policy Distillation*, first term of the
-    on-policy objective; the other tokens get the top-k forward KL (``divergences.topk_kl(..., tail=False)``).
+    ``uniform`` holds independent U[0,1) draws.  Source: *Trust Region On-Policy Distillation*, first term of
+    the on-policy objective; the other tokens get the top-k forward KL (``divergences.topk_kl(...,
+    tail=False)``).
     """
     ell = opd(logp_teacher, logp_student)
-    accepted = _decided(_numbers(uniform), tropd_accept_probability(logp_teacher, logp_student), "uniform draw")
-    return where(accepted, ell, _zero(ell))[()]
+    accepted = _decided(numbers(uniform), tropd_accept_probability(logp_teacher, logp_student), "uniform draw")
+    return where(accepted, ell, zero_like(ell))[()]
 
 
 def tropd_clip(log_ratio: Array, tau: Any) -> Array:
-    """max(log ratio, τ) with τ < 0: clipped outliers.  Source: *Trust Region On-Policy Distillation*."""
-    ell = _numbers(log_ratio)
+    """max(log ratio, τ) with τ < 0.  Source: *Trust Region On-Policy Distillation*, Clip Outlier."""
+    ell = numbers(log_ratio)
     return maximum(ell, _threshold(tau, ell))
 
 
 def tropd_mask(log_ratio: Array, tau: Any) -> Array:
-    """The log ratio where it exceeds τ < 0, else 0: masked outliers.  Source: *Trust Region On-Policy Distillation*."""
-    ell = _numbers(log_ratio)
-    return where(_decided(_threshold(tau, ell), ell, "tau"), ell, _zero(ell))[()]
+    """The log ratio where it exceeds τ < 0, else 0: masked outliers.  Source: *Trust Region On-Policy
+    Distillation*.
+    """
+    ell = numbers(log_ratio)
+    return where(_decided(_threshold(tau, ell), ell, "tau"), ell, zero_like(ell))[()]
 
 
 def entropy_filter(log_ratio: Array, entropy: Array, tau: Any) -> Array:
     """The log ratio where the entropy of the context exceeds τ (nats), else 0."""
-    ell, h = _numbers(log_ratio), _numbers(entropy)
-    return where(_decided(_parameter("tau", tau, h), h, "tau"), ell, _zero(ell))[()]
+    ell, h = numbers(log_ratio), numbers(entropy)
+    return where(_decided(parameter("tau", tau, h), h, "tau"), ell, zero_like(ell))[()]
 
 
 def ratio(teacher: Array, student: Array) -> Array:
     """ρ = teacher/student of every token; 1 where the student has no mass (those tokens are never drawn)."""
-    q, p = _pair(teacher, student)
+    q, p = pair(teacher, student)
     drawn = p > 0
-    return where(drawn, q / where(drawn, p, _one(p)), _one(p))
+    return where(drawn, q / where(drawn, p, one_like(p)), one_like(p))
 
 
 def expectation(student: Array, values: Array) -> Array:
     """Σ student·values over the last axis; infinite values at tokens of probability zero do not count."""
-    p, v = _distribution("student", student), _numbers(values)
+    p, v = distribution("student", student), numbers(values)
     drawn = p > 0
-    return asum(where(drawn, p * where(drawn, v, _zero(v)), _zero(p)))
+    return asum(where(drawn, p * where(drawn, v, zero_like(v)), zero_like(p)))
 
 
 def expected_opd(teacher: Array, student: Array) -> Array:
@@ -152,24 +146,28 @@ def expected_opd(teacher: Array, student: Array) -> Array:
 
 def expected_topd(teacher: Array, student: Array, alpha: Any) -> Array:
     """E_student[log(αρ + 1 − α)] = −KL(student‖α·teacher + (1−α)·student)."""
-    q, p = _pair(teacher, student)
+    q, p = pair(teacher, student)
     a = _alpha(alpha, p)
     return -kl(p, a * q + (1 - a) * p)
 
 
 def topd_second_moment(teacher: Array, student: Array, alpha: Any) -> Array:
-    """E_student[r̃²] of the TOP-D reward, the quantity that Thm 4.2 of *Trust Region Policy Distillation* bounds."""
+    """E_student[r̃²] of the TOP-D reward, the quantity that Thm 4.2 of *Trust Region Policy Distillation*
+    bounds.
+    """
     reward = topd_from_ratio(ratio(teacher, student), alpha)
     return expectation(student, reward * reward)
 
 
 def expected_tropd_gate(teacher: Array, student: Array) -> Array:
-    """E_student[M log ρ] with M the acceptance gate: Σ min(student, teacher)·log(teacher/student), always finite."""
-    q, p = _pair(teacher, student)
+    """E_student[M log ρ] with M the acceptance gate: Σ min(student, teacher)·log(teacher/student), always
+    finite.
+    """
+    q, p = pair(teacher, student)
     overlap = minimum(p, q)
     both = overlap > 0
-    log_rho = log(where(both, q, _one(q)) / where(both, p, _one(p)))
-    return asum(where(both, overlap * log_rho, _zero(p)))
+    log_rho = log(where(both, q, one_like(q)) / where(both, p, one_like(p)))
+    return asum(where(both, overlap * log_rho, zero_like(p)))
 
 
 def expected_tropd_clip(teacher: Array, student: Array, tau: Any) -> Array:
@@ -186,10 +184,10 @@ def topd_potential(teacher: Array, student: Array, alpha: Any) -> Array:
     """JSD_α(student, teacher)/(1 − α), α < 1: the function that the immediate TOP-D update descends.
 
     E_student[r̃ ∇log student] = −∇ of this.  With m = αq + (1−α)p one has r̃ = log(m/p), and
-    ∂/∂p of α KL(q‖m) + (1−α) KL(p‖m) is (1−α) log(p/m) up to a constant on the simplex, because the terms through m
-    add up to −(1−α)Σ(αq + (1−α)p)/m = −(1−α), a constant.
+    ∂/∂p of α KL(q‖m) + (1−α) KL(p‖m) is (1−α) log(p/m) up to a constant on the simplex, because the terms
+    through m add up to −(1−α)Σ(αq + (1−α)p)/m = −(1−α), a constant.
     """
-    q, p = _pair(teacher, student)
+    q, p = pair(teacher, student)
     a = _alpha(alpha, p)
     if a == 1:
         raise ValueError("alpha: got 1, expected a number below 1 (the limit is KL(student‖teacher))")
@@ -199,19 +197,19 @@ def topd_potential(teacher: Array, student: Array, alpha: Any) -> Array:
 def _alpha(alpha: Any, like: Array) -> Any:
     if not (0 < alpha <= 1):
         raise ValueError(f"alpha: got {alpha!r}, expected a number in (0, 1]")
-    return _parameter("alpha", alpha, like)
+    return parameter("alpha", alpha, like)
 
 
 def _threshold(tau: Any, like: Array) -> Any:
     if not tau < 0:
         raise ValueError(f"tau: got {tau!r}, expected a negative log-ratio threshold")
-    return _parameter("tau", tau, like)
+    return parameter("tau", tau, like)
 
 
 def _decided(low: Any, high: Array, name: str) -> Array:
     """``low < high`` elementwise; a comparison of overlapping balls has no answer and is refused."""
     less = low < high
-    if not _is_torch(high) and is_exact(high):
+    if not is_torch(high) and is_exact(high):
         certain = np.asarray(less | (low >= high), dtype=bool)
         if not certain.all():
             raise ValueError(f"{name}: balls overlap it, so the comparison is undecided at this precision")
