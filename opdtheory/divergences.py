@@ -50,6 +50,7 @@ __all__ = [
     "k3_from_log_ratio", "kl", "renyi", "topk_kl", "topk_members", "topk_tv", "tv",
 ]  # fmt: skip
 
+
 def kl(p: Array, q: Array) -> Array:
     """KL(p‖q) = Σ p log(p/q) in nats; inf where ``p`` has mass outside the support of ``q``.
 

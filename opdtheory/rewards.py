@@ -2,7 +2,7 @@
 
 Sampled forms take log-probabilities (or a log ratio) of the drawn token and are elementwise; the teacher
 comes first, as in the ratio ρ = teacher/student.  Expected forms take whole distributions over the last axis
-and average over the *student*, who draws the tokens; tokens that the student never draws contribute nothing. 
+and average over the *student*, who draws the tokens; tokens that the student never draws contribute nothing.
 All work on numpy float64, torch tensors and object arrays of exact rationals or balls.  Units are nats.
 """
 
@@ -101,7 +101,9 @@ def tropd_gate(logp_teacher: Array, logp_student: Array, uniform: Array) -> Arra
     tail=False)``).
     """
     ell = opd(logp_teacher, logp_student)
-    accepted = _decided(numbers(uniform), tropd_accept_probability(logp_teacher, logp_student), "uniform draw")
+    accepted = _decided(
+        numbers(uniform), tropd_accept_probability(logp_teacher, logp_student), "uniform draw"
+    )
     return where(accepted, ell, zero_like(ell))[()]
 
 
