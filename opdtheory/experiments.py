@@ -1,0 +1,259 @@
+"""The registry behind ``opdtheory run``: named, configurable, resumable experiments that leave one JSON record each.
+
+An experiment is a function ``f(run) -> dict`` decorated with :func:`experiment`. The :class:`Run` it receives holds the
+checked configuration, a progress display, and :meth:`Run.part`, which computes a piece of the result once: finished
+parts lie on disk, written atomically, and ``resume=True`` takes them from there. A part is only reused when the
+configuration is the same; anything else is refused, so that a record never mixes two settings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+PROVIDERS = ("opdtheory.harness.experiments", "opdtheory.simulate.experiments")
+"""Modules that register experiments when imported; they import their heavy libraries inside the experiments."""
+
+_REGISTRY: dict[str, Experiment] = {}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment: what it does, what it needs installed, and its default configuration."""
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    function: Callable[[Run], dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """One execution of an experiment: configuration, output folder, progress and finished parts."""
+
+    name: str
+    config: Mapping[str, Any]
+    out: Path
+    resume: bool = False
+    quiet: bool = True
+    reused: list[str] = field(default_factory=list)
+
+    def part(self, name: str, compute: Callable[[], T]) -> T:
+        """The JSON value of ``compute()``, stored under ``out/parts/name.json`` and reused when resuming."""
+        path = self.out / "parts" / f"{name}.json"
+        if self.resume and path.exists():
+            self.reused.append(name)
+            return json.loads(path.read_text())
+        value = jsonable(compute())
+        write_json(path, value)
+        return value
+
+    def folder(self, name: str) -> Path:
+        """A folder below ``out`` for larger files, such as training checkpoints."""
+        path = self.out / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Iterate with a progress bar on stderr, or silently when quiet."""
+        if self.quiet:
+            yield from items
+            return
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, description, total=total, console=Console(stderr=True))
+
+    def say(self, text: str) -> None:
+        """One line on stderr, unless quiet."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+def experiment(
+    name: str, *, summary: str, needs: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> Callable[[Callable[[Run], dict[str, Any]]], Callable[[Run], dict[str, Any]]]:
+    """Register ``f(run) -> dict`` under ``name``; ``needs`` lists importable modules, ``defaults`` every setting it reads.
+
+    Raises ValueError when the name is taken by another function.
+    """
+
+    def register(function: Callable[[Run], dict[str, Any]]) -> Callable[[Run], dict[str, Any]]:
+        known = _REGISTRY.get(name)
+        if known is not None and known.function.__qualname__ != function.__qualname__:
+            raise ValueError(f"experiment {name!r} is already registered by {known.function.__qualname__}")
+        _REGISTRY[name] = Experiment(name, summary, tuple(needs), dict(defaults or {}), function)
+        return function
+
+    return register
+
+
+def load_all() -> dict[str, Experiment]:
+    """Every registered experiment by name, the modules in ``PROVIDERS`` imported first."""
+    for module in PROVIDERS:
+        if importlib.util.find_spec(module.rpartition(".")[0]) and importlib.util.find_spec(module):
+            importlib.import_module(module)
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get(name: str) -> Experiment:
+    """The experiment called ``name``; ValueError naming the known ones otherwise."""
+    known = load_all()
+    if name not in known:
+        raise ValueError(f"no experiment {name!r}; known: {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def missing(exp: Experiment) -> list[str]:
+    """The modules an experiment needs that are not installed here."""
+    return [module for module in exp.needs if importlib.util.find_spec(module) is None]
+
+
+def merged(defaults: Mapping[str, Any], given: Mapping[str, Any] | None, where: str = "config") -> dict[str, Any]:
+    """``defaults`` overridden by ``given``, nested mappings key by key.
+
+    Raises ValueError for a key the defaults do not have and for a mapping given as something else. A default that is an
+    empty mapping accepts any keys.
+
+    >>> merged({"seed": 0, "model": {"dtype": "float32"}}, {"model": {"dtype": "bfloat16"}})
+    {'seed': 0, 'model': {'dtype': 'bfloat16'}}
+    """
+    result = dict(defaults)
+    for key, value in (given or {}).items():
+        if key not in defaults:
+            raise ValueError(f"{where}: unknown key {key!r}; expected one of {', '.join(sorted(defaults))}")
+        default = defaults[key]
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}.{key}: got {value!r}, expected a mapping")
+            result[key] = merged(default, value, f"{where}.{key}") if default else dict(value)
+        else:
+            result[key] = value
+    return result
+
+
+def run_experiment(
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Run an experiment and return its record, also written to ``out/record.json``.
+
+    ``out`` defaults to ``runs/NAME``. Raises ValueError for an unknown experiment or key, for missing packages, and when
+    ``resume`` finds parts made with another configuration.
+    """
+    exp = get(name)
+    absent = missing(exp)
+    if absent:
+        raise ValueError(f"experiment {name!r} needs {', '.join(absent)}, not installed here")
+    settings = merged(exp.defaults, config)
+    folder = Path(out) if out is not None else Path("runs") / name
+    identity = jsonable({"experiment": name, "config": settings})
+    stamp = folder / "config.json"
+    if resume and stamp.exists():
+        found = json.loads(stamp.read_text())
+        if found != identity:
+            raise ValueError(f"{stamp}: made with {_difference(found, identity)}; resume with the same config or without --resume")
+    write_json(stamp, identity)
+    started = time.perf_counter()
+    run = Run(name, settings, folder, resume=resume, quiet=quiet)
+    result = exp.function(run)
+    record = jsonable(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "experiment": name,
+            "summary": exp.summary,
+            "config": settings,
+            "command": _command(),
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": _versions(exp.needs),
+            "seconds": round(time.perf_counter() - started, 2),
+            "reused_parts": run.reused,
+            **result,
+        }
+    )
+    write_json(folder / "record.json", record)
+    return record
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON types: arrays to lists, infinities to the strings "inf" and "-inf"; NaN is a ValueError."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise ValueError("a result is NaN; records hold numbers, inf or null only")
+        return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    raise ValueError(f"cannot record a value of type {type(value).__name__}")
+
+
+def _versions(needs: Sequence[str]) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("numpy", *needs):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _difference(old: Any, new: Any) -> str:
+    old_config, new_config = old.get("config", {}), new.get("config", {})
+    keys = [k for k in sorted({*old_config, *new_config}) if old_config.get(k) != new_config.get(k)]
+    return ", ".join(f"{k}={old_config.get(k)!r} (now {new_config.get(k)!r})" for k in keys) or "another experiment"

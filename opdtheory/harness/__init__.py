@@ -1,0 +1,1 @@
+"""Real language models: loaders, rollout engines, and the experiments that put theory beside measurement."""
