@@ -19,8 +19,8 @@ from opdtheory._arrays import Array, is_torch, numbers, parameter, zero_like
 from opdtheory.elementary import sqrt, where
 
 __all__ = [
-    "expected_to_go", "group_mean_baseline", "group_normalize", "immediate", "lambda_return", "log_ratio_to_go",
-    "log_ratio_total", "rloo", "topd_return",
+    "expected_to_go", "group_mean_baseline", "group_normalize", "immediate", "lambda_return",
+    "log_ratio_to_go", "log_ratio_total", "rloo", "topd_return",
 ]  # fmt: skip
 
 
