@@ -18,8 +18,12 @@ def run(
     experiment: Annotated[str | None, typer.Argument(help="Name of the experiment; see --list.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file overriding the defaults.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; default runs/EXPERIMENT.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Reuse the finished parts found in the folder.")] = False,
-    student: Annotated[str | None, typer.Option(help="Model folder or GGUF file of the student or trained model.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Reuse the finished parts found in the folder.")
+    ] = False,
+    student: Annotated[
+        str | None, typer.Option(help="Model folder or GGUF file of the student or trained model.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Model folder or GGUF file of the teacher.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed; overrides the config's.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments and what each needs.")] = False,
@@ -50,7 +54,9 @@ def read_config(path: Path) -> dict[str, Any]:
         text = path.read_text()
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a TOML or JSON file") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); expected a TOML or JSON file"
+        ) from error
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(value, dict):

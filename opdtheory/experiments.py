@@ -127,7 +127,9 @@ def missing(exp: Experiment) -> list[str]:
     return [module for module in exp.needs if importlib.util.find_spec(module) is None]
 
 
-def merged(defaults: Mapping[str, Any], given: Mapping[str, Any] | None, where: str = "config") -> dict[str, Any]:
+def merged(
+    defaults: Mapping[str, Any], given: Mapping[str, Any] | None, where: str = "config"
+) -> dict[str, Any]:
     """``defaults`` overridden by ``given``, nested mappings key by key.
 
     Raises ValueError for a key the defaults do not have and for a mapping given as something else. A default that is an
@@ -174,11 +176,17 @@ def run_experiment(
     if resume and stamp.exists():
         found = json.loads(stamp.read_text())
         if found != identity:
-            raise ValueError(f"{stamp}: made with {_difference(found, identity)}; resume with the same config or without --resume")
+            raise ValueError(
+                f"{stamp}: made with {_difference(found, identity)}; resume with the same config or without --resume"
+            )
     write_json(stamp, identity)
-    started = time.perf_counter()
+    spent, clock = (_spent(folder) if resume else 0.0), time.perf_counter()
     run = Run(name, settings, folder, resume=resume, quiet=quiet)
-    result = exp.function(run)
+    try:
+        result = exp.function(run)
+    finally:
+        seconds = round(spent + time.perf_counter() - clock, 2)
+        write_json(folder / "elapsed.json", {"seconds": seconds})
     record = jsonable(
         {
             "schema_version": SCHEMA_VERSION,
@@ -189,7 +197,7 @@ def run_experiment(
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "versions": _versions(exp.needs),
-            "seconds": round(time.perf_counter() - started, 2),
+            "seconds": seconds,
             "reused_parts": run.reused,
             **result,
         }
@@ -237,6 +245,12 @@ def jsonable(value: Any) -> Any:
     raise ValueError(f"cannot record a value of type {type(value).__name__}")
 
 
+def _spent(folder: Path) -> float:
+    """Seconds that earlier, interrupted runs in this folder took."""
+    path = folder / "elapsed.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+
+
 def _versions(needs: Sequence[str]) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -256,4 +270,7 @@ def _command() -> str:
 def _difference(old: Any, new: Any) -> str:
     old_config, new_config = old.get("config", {}), new.get("config", {})
     keys = [k for k in sorted({*old_config, *new_config}) if old_config.get(k) != new_config.get(k)]
-    return ", ".join(f"{k}={old_config.get(k)!r} (now {new_config.get(k)!r})" for k in keys) or "another experiment"
+    return (
+        ", ".join(f"{k}={old_config.get(k)!r} (now {new_config.get(k)!r})" for k in keys)
+        or "another experiment"
+    )

@@ -163,7 +163,9 @@ def paired(
 ) -> Iterator[tuple[Sequence[int], int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Both engines' logits side by side: (row indices, start, stop, logits, logits, mask), never more than a chunk."""
     if first.vocab != second.vocab:
-        raise ValueError(f"vocabularies of different size: {first.name} {first.vocab}, {second.name} {second.vocab}")
+        raise ValueError(
+            f"vocabularies of different size: {first.name} {first.vocab}, {second.name} {second.vocab}"
+        )
     size = min(first.rows, second.rows)
     for begin in range(0, len(prompts), size):
         rows = range(begin, min(begin + size, len(prompts)))

@@ -56,7 +56,9 @@ def hidden_states(model: LanguageModel, prompts: Ids, responses: Ids, *, left: b
         use_cache=False,
     ).last_hidden_state
     width = max((len(r) for r in responses), default=0)
-    offset = torch.tensor([ids.shape[1] - len(p) - len(r) if left else 0 for p, r in zip(prompts, responses, strict=True)])
+    offset = torch.tensor(
+        [ids.shape[1] - len(p) - len(r) if left else 0 for p, r in zip(prompts, responses, strict=True)]
+    )
     first = offset + torch.tensor([len(p) - 1 for p in prompts])
     index = (first[:, None] + torch.arange(width)).clamp_max(ids.shape[1] - 1).to(states.device)
     return torch.take_along_dim(states, index[..., None], dim=1)
@@ -67,7 +69,9 @@ def logit_blocks(model: LanguageModel, states: torch.Tensor, responses: Ids, chu
     _, mask = pad(responses)
     for start in range(0, states.shape[1], chunk):
         stop = min(start + chunk, states.shape[1])
-        yield Block(start, stop, model.head(states[:, start:stop].to(model.head.weight.device)), mask[:, start:stop])
+        yield Block(
+            start, stop, model.head(states[:, start:stop].to(model.head.weight.device)), mask[:, start:stop]
+        )
 
 
 def token_log_probs(

@@ -50,7 +50,9 @@ def _library() -> ctypes.CDLL:
             return _LIBRARY
         spec = importlib.util.find_spec("xllamacpp")
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError("the llama.cpp engine needs the package xllamacpp: pip install 'opdtheory[engines]'")
+            raise ValueError(
+                "the llama.cpp engine needs the package xllamacpp: pip install 'opdtheory[engines]'"
+            )
         shared = sorted(Path(spec.submodule_search_locations[0]).glob("xllamacpp*.so"))
         if not shared:
             raise ValueError("xllamacpp is installed but its shared library was not found")
@@ -102,7 +104,9 @@ class LlamaCppEngine:
         if not self.path.is_file() or self.path.suffix != ".gguf":
             raise ValueError(f"llama.cpp engine: {self.path} is not a GGUF file")
         lib = self._lib = _library()
-        self._model = lib.llama_model_load_from_file(str(self.path).encode(), lib.llama_model_default_params())
+        self._model = lib.llama_model_load_from_file(
+            str(self.path).encode(), lib.llama_model_default_params()
+        )
         if not self._model:
             raise ValueError(f"llama.cpp cannot load {self.path}")
         trained = lib.llama_model_n_ctx_train(self._model)
@@ -111,7 +115,9 @@ class LlamaCppEngine:
         params = lib.llama_context_default_params()
         leading = np.frombuffer(params, dtype=np.uint32)[:4]
         if tuple(leading) != _DEFAULTS:
-            raise ValueError(f"this xllamacpp's parameters start with {tuple(leading)}, expected {_DEFAULTS}: unknown layout")
+            raise ValueError(
+                f"this xllamacpp's parameters start with {tuple(leading)}, expected {_DEFAULTS}: unknown layout"
+            )
         leading[:] = (context, min(context, 2048), min(context, 512), 1)
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
@@ -135,7 +141,9 @@ class LlamaCppEngine:
         array = np.ascontiguousarray(ids, dtype=np.int32)
         if array.min() < 0 or array.max() >= self.vocab:
             raise ValueError(f"token ids {array.min()}..{array.max()}: expected 0..{self.vocab - 1}")
-        code = self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(array.ctypes.data, len(array)))
+        code = self._lib.llama_decode(
+            self._context, self._lib.llama_batch_get_one(array.ctypes.data, len(array))
+        )
         if code != 0:
             raise RuntimeError(f"llama_decode failed with code {code}")
         logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, -1), (self.vocab,))
@@ -145,7 +153,9 @@ class LlamaCppEngine:
         if not prompt:
             raise ValueError("an empty prompt; expected at least one token")
         if len(prompt) + new_tokens > self.context:
-            raise ValueError(f"a prompt of {len(prompt)} tokens with {new_tokens} new ones exceeds the context {self.context}")
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens with {new_tokens} new ones exceeds the context {self.context}"
+            )
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
         return self._feed(prompt)
 

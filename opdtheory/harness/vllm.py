@@ -8,7 +8,9 @@ from typing import Any
 from .rollouts import Rollouts, Sampler, assemble
 
 
-def read_vllm(outputs: Sequence[Any], sampler: Sampler, *, model: str = "vllm", eos: int | None = None) -> Rollouts:
+def read_vllm(
+    outputs: Sequence[Any], sampler: Sampler, *, model: str = "vllm", eos: int | None = None
+) -> Rollouts:
     """Rollouts from vLLM request outputs, objects or the equal dictionaries.
 
     Each has ``prompt_token_ids`` and ``outputs``, each of those ``token_ids`` and ``logprobs``: per position a mapping
@@ -29,12 +31,19 @@ def read_vllm(outputs: Sequence[Any], sampler: Sampler, *, model: str = "vllm", 
             ids = [int(t) for t in _get(completion, "token_ids", where)]
             entries = _get(completion, "logprobs", where)
             if entries is None or len(entries) != len(ids):
-                raise ValueError(f"{where}: {0 if entries is None else len(entries)} logprobs for {len(ids)} tokens")
+                raise ValueError(
+                    f"{where}: {0 if entries is None else len(entries)} logprobs for {len(ids)} tokens"
+                )
             if not ids:
                 raise ValueError(f"{where}: no tokens")
             prompts.append([int(t) for t in _get(request, "prompt_token_ids", where)])
             responses.append(ids)
-            log_probs.append([_sampled(e, t, f"{where}, position {k}") for k, (e, t) in enumerate(zip(entries, ids, strict=True))])
+            log_probs.append(
+                [
+                    _sampled(e, t, f"{where}, position {k}")
+                    for k, (e, t) in enumerate(zip(entries, ids, strict=True))
+                ]
+            )
             prompt_id.append(i)
     if not responses:
         raise ValueError("no completions in the vLLM output")

@@ -1,0 +1,23 @@
+"""The real-model experiments of ``opdtheory run``; torch is imported only when one runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..experiments import Run, experiment
+from . import settings
+
+NEEDS = ("torch", "transformers")
+
+
+@experiment(
+    "mismatch",
+    summary="rollout engine against training forward: exact divergences, estimators, masks, bounds, certificates",
+    needs=NEEDS,
+    defaults=settings.MISMATCH,
+)
+def mismatch(run: Run) -> dict[str, Any]:
+    """See :mod:`opdtheory.harness.mismatch`."""
+    from .mismatch import mismatch
+
+    return mismatch(run)

@@ -1,0 +1,51 @@
+"""What the experiments can be told, with the values used otherwise; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SPEC: dict[str, Any] = {
+    "path": None,
+    "dtype": "float32",
+    "device": "cpu",
+    "device_map": None,
+    "drop_layers": [],
+    "noise": 0.0,
+    "noise_seed": 0,
+    "weight_bits": None,
+    "system": None,
+    "hint": None,
+}
+"""A model: where it is, how it computes, how it is derived, and what only it gets to read."""
+
+SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llama.cpp vs fp32": ({"kind": "llamacpp"}, {"mode": "prefill", "batch": 1}),
+    "llama.cpp vs bf16": ({"kind": "llamacpp"}, {"dtype": "bfloat16", "mode": "prefill", "batch": 1}),
+    "bf16 decode vs bf16 prefill": (
+        {"dtype": "bfloat16", "mode": "decode", "batch": 8},
+        {"dtype": "bfloat16", "mode": "prefill", "batch": 1},
+    ),
+    "fp32 decode vs fp32 prefill": ({"mode": "decode", "batch": 8}, {"mode": "prefill", "batch": 1}),
+    "bf16 padded vs bf16 single": (
+        {"dtype": "bfloat16", "mode": "decode", "batch": 8},
+        {"dtype": "bfloat16", "mode": "decode", "batch": 1},
+    ),
+    "8-bit KV cache vs fp32": ({"mode": "decode", "batch": 8, "kv_bits": 8}, {"mode": "prefill", "batch": 1}),
+    "6-bit weights vs fp32": (
+        {"mode": "decode", "batch": 8, "weight_bits": 6},
+        {"mode": "prefill", "batch": 1},
+    ),
+}
+"""Rollout engine and training forward of each named comparison."""
+
+MISMATCH: dict[str, Any] = {
+    "seed": 0,
+    "student": dict(SPEC),
+    "prompts": 8,
+    "samples": 1,
+    "max_tokens": 128,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "chunk": 8,
+    "scenarios": list(SCENARIOS),
+}
