@@ -1,0 +1,14 @@
+"""The exact world: token trees, policies on them, and every quantity of a pair of policies."""
+
+from opdtheory.tabular.contrast import PolicyContrast
+from opdtheory.tabular.pair import PolicyPair
+from opdtheory.tabular.policy import Policy
+from opdtheory.tabular.reward import Reward, terminal_reward, token_reward
+from opdtheory.tabular.single import SingleState
+from opdtheory.tabular.teacher import TeacherStudent
+from opdtheory.tabular.tree import TokenTree
+
+__all__ = [
+    "Policy", "PolicyContrast", "PolicyPair", "Reward", "SingleState", "TeacherStudent", "TokenTree",
+    "terminal_reward", "token_reward",
+]  # fmt: skip

@@ -1,0 +1,369 @@
+"""Two policies on one token tree: occupancies, sequence laws, and divergences of contexts and of sequences."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from opdtheory.elementary import absolute, amax, amin, asum, exact, sqrt
+from opdtheory.tabular import flow, local
+from opdtheory.tabular.policy import Policy
+from opdtheory.tabular.table import flat_to_context_levels, flat_to_levels
+from opdtheory.tabular.tree import TokenTree
+
+__all__ = ["PolicyContrast"]
+
+
+class PolicyContrast:
+    """Behaviour policy μ and target policy π; all quantities are lazy and cached.
+
+    Every attribute without other remark has the batch shape.  Divergences are in nats and written with their direction;
+    maxima run over every context of the tree, the ``reachable_*`` ones over those that μ visits.  Under missing support
+    (μ = 0 < π) expectations under μ are sums over the support of μ and divergences that see the missing mass are inf.
+    """
+
+    tree: TokenTree
+    behavior: Policy
+    target: Policy
+    batch_shape: tuple[int, ...]
+
+    def __init__(self, behavior: Policy, target: Policy) -> None:
+        self.tree = behavior.tree
+        self.behavior, self.target = aligned(self.tree, behavior, target)
+        self.batch_shape = self.behavior.batch_shape
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.tree.horizon
+
+    @property
+    def vocab(self) -> int:
+        """Number of actions."""
+        return self.tree.vocab
+
+    def _out(self, x: Any) -> Any:
+        return x.reshape(self.batch_shape) if isinstance(x, np.ndarray) and self._mu.ndim > 2 else x
+
+    def _sum(self, x: np.ndarray) -> Any:
+        return self._out(asum(x, 0)) if len(x) else self._out(self._zero)
+
+    def _max(self, x: np.ndarray) -> Any:
+        return self._out(amax(x, 0))
+
+    def _min(self, x: np.ndarray) -> Any:
+        return self._out(amin(x, 0))
+
+    @property
+    def _zero(self) -> Any:
+        return self._mu[0, 0] * 0
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the numbers are rationals or balls."""
+        return self.behavior.is_exact
+
+    @property
+    def _mu(self) -> np.ndarray:
+        return self.behavior.flat
+
+    @property
+    def _pi(self) -> np.ndarray:
+        return self.target.flat
+
+    @cached_property
+    def _diff(self) -> np.ndarray:
+        return self._pi - self._mu
+
+    @cached_property
+    def _supported_diff(self) -> np.ndarray:
+        """π - μ on the support of μ, 0 elsewhere."""
+        return self._diff if self._covered else self._diff * (self._mu > 0)
+
+    @cached_property
+    def _covered(self) -> bool:
+        """True if supp π ⊆ supp μ at every context of every instance."""
+        return not bool(np.any((self._mu == 0) & (self._pi > 0)))
+
+    @cached_property
+    def _context_shift(self) -> np.ndarray:
+        """Occupancy under π minus occupancy under μ, by its own recursion (no cancellation for close policies)."""
+        tree, mu, d, diff, pi = self.tree, self._mu, self._d, self._diff, self._pi
+        out = np.empty(mu.shape[1:], dtype=mu.dtype)
+        out[: tree.prompts] = 0
+        b = tree.branching
+        for t in range(tree.horizon - 1):
+            here = tree.level_slice(t)
+            step = out[here] * pi[:b, here]
+            step += d[here] * diff[:b, here]
+            out[tree.level_slice(t + 1)] = step.reshape((-1, *mu.shape[2:]))
+        return out
+
+    @cached_property
+    def _context_remainder(self) -> np.ndarray:
+        """Second-order part of the occupancy shift: n(c) = d^π(c) - d^μ(c) - Σ_j μ_{<j}(π_j - μ_j)μ_{>j}."""
+        tree, mu, shift, diff = self.tree, self._mu, self._context_shift, self._diff
+        out = np.empty(mu.shape[1:], dtype=mu.dtype)
+        out[: tree.prompts] = 0
+        b = tree.branching
+        for t in range(tree.horizon - 1):
+            here = tree.level_slice(t)
+            step = out[here] * mu[:b, here]
+            step += shift[here] * diff[:b, here]
+            out[tree.level_slice(t + 1)] = step.reshape((-1, *mu.shape[2:]))
+        return out
+
+    @cached_property
+    def _d(self) -> np.ndarray:
+        return self.behavior.flat_occupancy
+
+    # ---- sequence measures, in the order of flow.sequence_entries
+
+    @cached_property
+    def _law_mu(self) -> np.ndarray:
+        return self.behavior.flat_sequence_law
+
+    @cached_property
+    def _law_pi(self) -> np.ndarray:
+        return self.target.flat_sequence_law
+
+    @cached_property
+    def _law_shift(self) -> np.ndarray:
+        """π(y) - μ(y)."""
+        return flow.ending(self.tree, self._context_shift, self._pi) + flow.ending(self.tree, self._d, self._diff)
+
+    @cached_property
+    def _flat_remainder(self) -> np.ndarray:
+        """n(y) = π(y) - μ(y) - Σ_t μ_{<t}(π_t - μ_t)μ_{>t}."""
+        first = flow.ending(self.tree, self._context_remainder, self._mu)
+        return first + flow.ending(self.tree, self._context_shift, self._diff)
+
+    @cached_property
+    def _sequence_log_ratio(self) -> np.ndarray:
+        """log W(y) on the support of μ, 0 outside."""
+        return local.log_ratio(self._law_mu, self._law_pi, None if self.is_exact else self._law_shift)
+
+    def _levels_of_sequences(self, values: np.ndarray) -> list[np.ndarray]:
+        return flat_to_levels(self.tree, flow.place_on_endings(self.tree, values), self.batch_shape)
+
+    # ---- divergences at contexts
+
+    @cached_property
+    def _tv(self) -> np.ndarray:
+        return local.in_chunks(local.tv, 1, self._mu, self._pi)[0]
+
+    @cached_property
+    def _kls(self) -> tuple[np.ndarray, ...]:
+        return local.in_chunks(local.kl_family, 3, self._mu, self._pi)
+
+    @cached_property
+    def _chi2(self) -> np.ndarray:
+        return local.in_chunks(local.chi2, 1, self._mu, self._pi)[0]
+
+    @cached_property
+    def _hellinger2(self) -> np.ndarray:
+        return local.in_chunks(local.hellinger2, 1, self._mu, self._pi)[0]
+
+    def _contexts_public(self, x: np.ndarray) -> list[np.ndarray]:
+        return flat_to_context_levels(self.tree, x, self.batch_shape)
+
+    @cached_property
+    def tv(self) -> list[np.ndarray]:
+        """TV(μ, π) of every context; ``tv[t]`` has shape ``(batch..., contexts(t))``."""
+        return self._contexts_public(self._tv)
+
+    @cached_property
+    def kl(self) -> list[np.ndarray]:
+        """KL(μ‖π) of every context."""
+        return self._contexts_public(self._kls[0])
+
+    @cached_property
+    def reverse_kl(self) -> list[np.ndarray]:
+        """KL(π‖μ) of every context."""
+        return self._contexts_public(self._kls[1])
+
+    @cached_property
+    def chi2(self) -> list[np.ndarray]:
+        """χ²(π‖μ) of every context."""
+        return self._contexts_public(self._chi2)
+
+    @cached_property
+    def hellinger2(self) -> list[np.ndarray]:
+        """Squared Hellinger distance of every context."""
+        return self._contexts_public(self._hellinger2)
+
+    def _reachable_max(self, x: np.ndarray) -> Any:
+        return self._max(np.where(self._d > 0, x, self._zero))
+
+    @cached_property
+    def tv_max(self) -> Any:
+        """max_c TV."""
+        return self._max(self._tv)
+
+    @cached_property
+    def tv_sum(self) -> Any:
+        """Σ_t E_{d_t^μ}[TV(c_t)]."""
+        return self._sum(self._d * self._tv)
+
+    @cached_property
+    def kl_max(self) -> Any:
+        """max_c KL(μ‖π)."""
+        return self._max(self._kls[0])
+
+    @cached_property
+    def reverse_kl_max(self) -> Any:
+        """max_c KL(π‖μ)."""
+        return self._max(self._kls[1])
+
+    @cached_property
+    def chi2_max(self) -> Any:
+        """max_c χ²(π‖μ)."""
+        return self._max(self._chi2)
+
+    @cached_property
+    def hellinger2_max(self) -> Any:
+        """max_c of the squared Hellinger distance."""
+        return self._max(self._hellinger2)
+
+    @cached_property
+    def reachable_tv_max(self) -> Any:
+        """Maximum of TV over contexts that μ visits."""
+        return self._reachable_max(self._tv)
+
+    @cached_property
+    def reachable_kl_max(self) -> Any:
+        """Maximum of KL(μ‖π) over contexts that μ visits."""
+        return self._reachable_max(self._kls[0])
+
+    @cached_property
+    def reachable_reverse_kl_max(self) -> Any:
+        """Maximum of KL(π‖μ) over contexts that μ visits."""
+        return self._reachable_max(self._kls[1])
+
+    @cached_property
+    def reachable_chi2_max(self) -> Any:
+        """Maximum of χ²(π‖μ) over contexts that μ visits."""
+        return self._reachable_max(self._chi2)
+
+    # ---- divergences of sequences
+
+    @cached_property
+    def tv_seq(self) -> Any:
+        """TV of the sequence laws."""
+        return self._sum(absolute(self._law_shift)) / 2
+
+    @cached_property
+    def kl_seq(self) -> Any:
+        """KL(μ‖π) of the sequence laws, D_seq = E_μ Σ_t KL(μ‖π)(c_t)."""
+        return self._sum(local.weigh(self._d, self._kls[0]))
+
+    @cached_property
+    def reverse_kl_seq(self) -> Any:
+        """KL(π‖μ) of the sequence laws, E_π Σ_t KL(π‖μ)(c_t)."""
+        return self._sum(local.weigh(self.target.flat_occupancy, self._kls[1]))
+
+    @cached_property
+    def reverse_kl_sum(self) -> Any:
+        """Σ_t E_{d_t^μ}[KL(π‖μ)(c_t)]: the reverse divergence at contexts that μ visits."""
+        return self._sum(local.weigh(self._d, self._kls[1]))
+
+    @cached_property
+    def chi2_seq(self) -> Any:
+        """χ²(π‖μ) of the sequence laws (E_μ W² - 1 if π is covered, else inf)."""
+        return self._sum(local.chi2_terms(self._law_mu, self._law_pi, self._law_shift))
+
+    @cached_property
+    def hellinger2_seq(self) -> Any:
+        """Squared Hellinger distance of the sequence laws."""
+        return self._sum((sqrt(self._law_mu) - sqrt(self._law_pi)) ** 2) / 2
+
+    @cached_property
+    def k3_sum(self) -> Any:
+        """E_μ Σ_t k3(ρ_t), k3(r) = r - 1 - log r."""
+        return self._sum(local.weigh(self._d, self._kls[2]))
+
+    @cached_property
+    def k3_seq(self) -> Any:
+        """E_μ k3(W), W = ∏_t ρ_t."""
+        terms = self._law_shift - local.weigh(self._law_mu, self._sequence_log_ratio)
+        return self._sum(terms if self._covered else np.where(self._law_mu > 0, terms, self._zero))
+
+    @cached_property
+    def w_second_moment(self) -> Any:
+        """E_μ W²."""
+        squares = local.weigh(self._law_pi, local.ratio(self._law_mu, self._law_pi))
+        return self._sum(squares if self._covered else np.where(self._law_mu > 0, squares, self._zero))
+
+    @cached_property
+    def ratio_martingale(self) -> Any:
+        """E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t): the variance of W - 1 - Σ_t (ρ_t - 1)."""
+        d, shift = self._d, self._context_shift
+        squares = local.chi2_terms(d, d + shift, shift)
+        return self._sum(local.weigh(squares if self._covered else np.where(d > 0, squares, self._zero), self._chi2))
+
+    # ---- lengths, support, single steps
+
+    @cached_property
+    def expected_length_behavior(self) -> Any:
+        """Mean number of tokens under μ, EOS counted."""
+        return self.behavior.expected_length
+
+    @cached_property
+    def expected_length_target(self) -> Any:
+        """Mean number of tokens under π, EOS counted."""
+        return self.target.expected_length
+
+    @cached_property
+    def support_ok(self) -> Any:
+        """1 if supp π ⊆ supp μ at every context of the tree, else 0."""
+        uncovered = ((self._mu == 0) & (self._pi > 0)).any(axis=(0, 1))
+        if self.is_exact:
+            return exact(int(not uncovered)) if self._mu.ndim == 2 else self._out(indicator(~uncovered, True))
+        return self._out(1.0 - uncovered)
+
+    def _step(self, t: int, x: np.ndarray) -> Any:
+        if not 0 <= t < self.tree.horizon:
+            raise ValueError(f"step t = {t}: expected 0..{self.tree.horizon - 1}")
+        here = self.tree.level_slice(t)
+        return self._sum(local.weigh(self._d[here], x[here]))
+
+    def tv_step(self, t: int) -> Any:
+        """E_{d_t^μ}[TV(c_t)] at step ``t`` (0-based)."""
+        return self._step(t, self._tv)
+
+    def kl_step(self, t: int) -> Any:
+        """E_{d_t^μ}[KL(μ‖π)(c_t)] at step ``t`` (0-based)."""
+        return self._step(t, self._kls[0])
+
+    def marginal_tv(self, t: int) -> Any:
+        """½ Σ_c |d_t^π(c) - d_t^μ(c)| over the contexts of level ``t`` (ended sequences are not a context)."""
+        if not 0 <= t < self.tree.horizon:
+            raise ValueError(f"step t = {t}: expected 0..{self.tree.horizon - 1}")
+        return self._sum(absolute(self._context_shift[self.tree.level_slice(t)])) / 2
+
+
+def indicator(chosen: np.ndarray, exact_numbers: bool) -> np.ndarray:
+    """Boolean array as 0/1 numbers."""
+    if not exact_numbers:
+        return chosen.astype(np.float64)
+    out = np.empty(chosen.shape, dtype=object)
+    out[...] = exact(0)
+    out[chosen.astype(bool)] = exact(1)
+    return out
+
+
+def aligned(tree: TokenTree, *tables: Any) -> tuple[Any, ...]:
+    """The tables with one kind of number (exact if the first is) and one batch shape.
+
+    Raises ``ValueError`` if one belongs to another tree or the batch shapes do not broadcast.
+    """
+    for table in tables:
+        if table.tree != tree:
+            raise ValueError(f"{type(table).__name__} belongs to {table.tree}: expected {tree}")
+    policies = [table for table in tables if isinstance(table, Policy)]
+    exact_numbers = any(policy.is_exact for policy in policies)
+    tables = tuple(table.as_exact() if exact_numbers else table.as_float() for table in tables)
+    shape = np.broadcast_shapes(*(table.batch_shape for table in tables))
+    return tuple(table.broadcast(shape) for table in tables)

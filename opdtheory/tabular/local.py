@@ -1,0 +1,135 @@
+"""Divergences between the action distributions of two policies, at every context.
+
+Arguments ``p``, ``q`` have shape ``(actions, contexts[, batch])``; sums run over the first axis.  Floating-point code
+forms KL from the non-negative terms p·k3(q/p) with log(q/p) taken from the difference q - p, so that the KL of nearly
+equal distributions keeps its relative accuracy.  Support rules: 0·log 0 = 0, and a divergence is inf where the first
+argument's mass is not covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flint
+import numpy as np
+
+from opdtheory.elementary import absolute, asum, exact, log, rel_entr, sqrt
+
+__all__ = ["chi2", "chi2_terms", "hellinger2", "in_chunks", "kl_family", "log_ratio", "ratio", "tv", "weigh"]
+
+_CHUNK = 1 << 15  # numbers a temporary array should hold: a few of them stay in the second-level cache
+
+
+def in_chunks(fn: Callable[..., Any], outputs: int, *tables: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Apply ``fn`` to slices of contexts and collect its ``outputs`` results of shape ``(contexts[, batch])``."""
+    first = tables[0]
+    contexts = first.shape[1]
+    per_context = max(1, first.size // max(1, contexts))
+    size = max(1, _CHUNK // per_context)
+    if contexts <= size or first.dtype == object:
+        result = fn(*tables)
+        return result if outputs > 1 else (result,)
+    out = tuple(np.empty(first.shape[1:]) for _ in range(outputs))
+    for start in range(0, contexts, size):
+        part = fn(*(x[:, start : start + size] for x in tables))
+        for whole, piece in zip(out, part if outputs > 1 else (part,), strict=True):
+            whole[start : start + size] = piece
+    return out
+
+
+def ratio(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """q/p with 0/0 = 0 and inf where p = 0 < q."""
+    if p.dtype == object:
+        return np.frompyfunc(_ratio_exact, 2, 1)(p, q)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where((p == 0) & (q == 0), 0.0, q / p)
+
+
+def _ratio_exact(p: Any, q: Any) -> Any:
+    if p == 0:
+        return exact(0) if q == 0 else flint.arb("inf")
+    return q / p
+
+
+def log_ratio(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> np.ndarray:
+    """log(q/p) where p > 0 (-inf where q = 0), and 0 where p = 0; ``diff`` is q - p if known more accurately."""
+    if p.dtype == object:
+        return np.frompyfunc(lambda a, b: exact(0) if a == 0 else log(b / a), 2, 1)(p, q)
+    if diff is None:
+        diff = q - p
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        u = q / p
+        # log(1 + x) = log(u)·x/(u - 1) for the rounded u ≈ 1 + x: accurate near u = 1 and near u = 0
+        correction = diff / p
+        away = u - 1
+        np.divide(correction, away, out=correction, where=away != 0)
+        np.copyto(correction, 1.0, where=~np.isfinite(correction))
+        near_one = away == 0
+        out = np.log(u, out=u)
+        out *= correction
+        if near_one.any():
+            np.copyto(out, correction, where=near_one)
+        if (p == 0).any():
+            out[p == 0] = 0.0
+    return out
+
+
+def tv(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Total variation ½ Σ|p - q|."""
+    return asum(absolute(p - q), 0) / 2
+
+
+def chi2(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """χ²(q‖p) = Σ (q - p)²/p."""
+    return asum(chi2_terms(p, q, q - p), 0)
+
+
+def chi2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
+    """(q - p)²/p elementwise, given ``diff`` = q - p: 0 where both are 0, inf where p = 0 < q."""
+    if p.dtype == object:
+        return np.frompyfunc(_ratio_exact, 2, 1)(p, diff * diff)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = diff * diff / p
+    if (p == 0).any():
+        terms = np.where(p > 0, terms, np.where(q > 0, np.inf, 0.0))
+    return terms
+
+
+def hellinger2(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Squared Hellinger distance ½ Σ(√p - √q)² = 1 - Σ√(pq)."""
+    return asum((sqrt(p) - sqrt(q)) ** 2, 0) / 2
+
+
+def kl_family(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(KL(p‖q), KL(q‖p), E_p k3(q/p)); the last, over the support of p, is the first unless q has mass outside."""
+    if p.dtype == object:
+        k3 = np.frompyfunc(lambda a, b: exact(0) if a == 0 else b - a + rel_entr(a, b), 2, 1)(p, q)
+        return asum(rel_entr(p, q), 0), asum(rel_entr(q, p), 0), asum(k3, 0)
+    diff = q - p
+    logs = log_ratio(p, q, diff)
+    with np.errstate(invalid="ignore"):
+        forward = diff - p * logs
+        reverse = q * logs - diff
+    zero_p, zero_q = p == 0, q == 0
+    if zero_q.any():
+        np.copyto(reverse, p, where=zero_q)
+    outside: Any = 0.0
+    if zero_p.any():
+        np.copyto(forward, 0.0, where=zero_p)
+        np.copyto(reverse, np.where(q > 0, np.inf, 0.0), where=zero_p)
+        outside = np.where(zero_p, q, 0.0).sum(axis=0)
+    k3 = forward.sum(axis=0)
+    return k3 + outside, reverse.sum(axis=0), k3
+
+
+def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """weights · values with 0·inf = 0."""
+    if values.dtype == object or weights.dtype == object:
+        return np.frompyfunc(lambda w, x: exact(0) if w == 0 else w * x, 2, 1)(weights, values)
+    with np.errstate(invalid="ignore"):
+        out = weights * values
+    bad = np.isnan(out)
+    if bad.any():
+        out[bad & (weights == 0)] = 0.0
+    return out

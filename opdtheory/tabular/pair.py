@@ -1,0 +1,229 @@
+"""A pair of policies and a reward, with every exact quantity the trust-region papers use, computed when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from opdtheory.elementary import absolute, amax, amin, asum, maximum, sqrt
+from opdtheory.tabular import flow, local
+from opdtheory.tabular.contrast import PolicyContrast, aligned, indicator
+from opdtheory.tabular.policy import Policy
+from opdtheory.tabular.reward import Reward
+from opdtheory.tabular.tree import TokenTree
+
+__all__ = ["PolicyPair"]
+
+
+class PolicyPair(PolicyContrast):
+    """Behaviour policy μ, target policy π and reward R on one token tree; all quantities are lazy and cached.
+
+    ``reward`` is a ``Reward`` or a list of level arrays; token rewards are replaced by the terminal reward with the
+    same returns.  If one of the policies is exact all three become exact.  Every attribute without other remark has the
+    batch shape; conventions as in ``PolicyContrast``.
+
+    Raises ``ValueError`` if the tables do not fit the tree or are no distributions (``validate=False`` skips the latter).
+
+    >>> tree = TokenTree(vocab=2, horizon=1)
+    >>> pair = PolicyPair.from_levels(tree, [[["1/2", "1/2"]]], [[["1/4", "3/4"]]], [[["0", "1"]]])
+    >>> pair.improvement, pair.surrogate, pair.error, pair.tv_max
+    (1/4, 1/4, 0, 1/4)
+    """
+
+    def __init__(
+        self, tree: TokenTree, behavior: Policy, target: Policy, reward: Reward | Sequence[Any], *, validate: bool = True
+    ) -> None:
+        if not isinstance(reward, Reward):
+            reward = Reward.from_levels(tree, reward, validate=validate)
+        self.tree = tree
+        self.behavior, self.target, reward = aligned(tree, behavior, target, reward)
+        self.reward = reward.as_terminal()
+        self.batch_shape = self.behavior.batch_shape
+
+    @classmethod
+    def from_levels(
+        cls, tree: TokenTree, behavior: Sequence[Any], target: Sequence[Any], reward: Sequence[Any], *, validate: bool = True
+    ) -> Self:
+        """Pair from three lists of level arrays in the public layout."""
+        return cls(
+            tree,
+            Policy.from_levels(tree, behavior, validate=validate),
+            Policy.from_levels(tree, target, validate=validate),
+            Reward.from_levels(tree, reward, validate=validate),
+        )
+
+    @classmethod
+    def from_flat(cls, tree: TokenTree, behavior: np.ndarray, target: np.ndarray, reward: np.ndarray) -> Self:
+        """Pair from arrays in the inner layout, a terminal reward, nothing checked: the fast way for searches."""
+        self = cls.__new__(cls)
+        self.tree = tree
+        self.behavior, self.target = Policy(tree, behavior), Policy(tree, target)
+        self.reward = Reward(tree, reward)
+        self.batch_shape = self.behavior.batch_shape
+        return self
+
+    def blocks(self, size: int = 256) -> Iterator[PolicyPair]:
+        """Sub-pairs of at most ``size`` instances of a one-dimensional batch: smaller ones stay in cache."""
+        for start in range(0, self.batch_shape[0], size):
+            yield self[start : start + size]
+
+    def __getitem__(self, index: Any) -> PolicyPair:
+        """Select instances along a one-dimensional batch."""
+        return PolicyPair.from_flat(
+            self.tree, self.behavior[index].flat, self.target[index].flat, self.reward[index].flat
+        )
+
+    def with_reward(self, reward: Reward | Sequence[Any]) -> PolicyPair:
+        """The same policies with another reward."""
+        return PolicyPair(self.tree, self.behavior, self.target, reward)
+
+    @cached_property
+    def _q_v(self) -> tuple[np.ndarray, np.ndarray]:
+        return flow.backward(self.tree, self._mu, self.reward.flat)
+
+    @cached_property
+    def _returns(self) -> np.ndarray:
+        return flow.sequence_entries(self.tree, self.reward.flat)
+
+    # ---- returns
+
+    @cached_property
+    def J_behavior(self) -> Any:
+        """J(μ) = E_μ[R]."""
+        weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
+        return self._sum(self._q_v[1][: self.tree.prompts] * weights)
+
+    @cached_property
+    def J_target(self) -> Any:
+        """J(π) = E_π[R]."""
+        value = flow.backward(self.tree, self._pi, self.reward.flat)[1]
+        weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
+        return self._sum(value[: self.tree.prompts] * weights)
+
+    @cached_property
+    def improvement(self) -> Any:
+        """J(π) - J(μ), from the backward recursion of the value difference (accurate for close policies)."""
+        tree, gap, pi, b = self.tree, self._flat_g.copy(), self._pi, self.tree.branching
+        for t in range(tree.horizon - 2, -1, -1):
+            here = tree.level_slice(t)
+            below = gap[tree.level_slice(t + 1)].reshape((b, *gap[here].shape))
+            if b:
+                gap[here] += flow.contract(pi[:b, here], below)
+        weights = tree.weights(self.is_exact, self.behavior.batch_axes)
+        return self._sum(gap[: tree.prompts] * weights)
+
+    @cached_property
+    def _flat_g(self) -> np.ndarray:
+        return flow.contract(self._diff, self._q_v[0])
+
+    @cached_property
+    def surrogate(self) -> Any:
+        """L = Σ_t E_{d_t^μ}[g_t] with g_t(c) = E_{a~π}[A_t^μ(c, a)]; needs no support assumption."""
+        return self._sum(self._d * self._flat_g)
+
+    @cached_property
+    def surrogate_ratio(self) -> Any:
+        """E_μ[(R - J(μ)) Σ_t ρ_t] (Trust Region Masking, 2.2.4, with baseline E R)."""
+        q = self._q_v[0]
+        baseline = np.reshape(self.J_behavior, (-1,)) if self._mu.ndim > 2 else self.J_behavior
+        reach = self._pi if self._covered else self._pi * (self._mu > 0)
+        return self._sum(self._d * flow.contract(reach, q - baseline))
+
+    @cached_property
+    def surrogate_reward(self) -> Any:
+        """E_μ[R Σ_t (ρ_t - 1)] (DPPO, Eq 5)."""
+        return self._sum(self._d * flow.contract(self._supported_diff, self._q_v[0]))
+
+    @cached_property
+    def error(self) -> Any:
+        """J(π) - J(μ) - L = Σ_y R(y) n(y) with the signed measure n of ``remainder``."""
+        return self._sum(self._flat_remainder * self._returns)
+
+    @cached_property
+    def delta(self) -> Any:
+        """E_μ[R Σ_t (ρ_t - 1)(1 - ∏_{j>t} ρ_j)] (DPPO, Eq 6), over the support of μ."""
+        terms = -self._flat_remainder * self._returns
+        return self._sum(terms if self._covered else terms * (self._law_mu > 0))
+
+    @cached_property
+    def error_sup(self) -> Any:
+        """½ Σ_y |n(y)|: the supremum of |error| over rewards in [0, 1]."""
+        return self._sum(absolute(self._flat_remainder)) / 2
+
+    @cached_property
+    def remainder(self) -> list[np.ndarray]:
+        """The signed measure n(y) on ending actions, zero elsewhere; level shapes.  It sums to zero."""
+        return self._levels_of_sequences(self._flat_remainder)
+
+    def extremal_reward(self, sign: int = 1) -> Reward:
+        """The reward in {0, 1} that attains ``error_sup``: 1 where n(y) > 0 (where n(y) < 0 for ``sign=-1``)."""
+        chosen = self._flat_remainder > 0 if sign > 0 else self._flat_remainder < 0
+        values = indicator(chosen, self.is_exact)
+        return Reward(self.tree, flow.place_on_endings(self.tree, values), self.batch_shape)
+
+    # ---- rewards and advantages
+
+    @cached_property
+    def reward_sd(self) -> Any:
+        """Standard deviation of R under μ, by the law of total variance (no cancellation)."""
+        q, v = self._q_v
+        roots = v[: self.tree.prompts]
+        weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
+        between = self._sum((roots - asum(roots * weights, 0)) ** 2 * weights)
+        return sqrt(between + self._sum(self._d * flow.contract(self._mu, (q - v) ** 2)))
+
+    @cached_property
+    def reward_min(self) -> Any:
+        """Smallest reward of a complete sequence."""
+        return self._min(self._returns)
+
+    @cached_property
+    def reward_max(self) -> Any:
+        """Largest reward of a complete sequence."""
+        return self._max(self._returns)
+
+    @cached_property
+    def adv_max(self) -> Any:
+        """max |A^μ(c, a)| over all contexts and actions."""
+        q, v = self._q_v
+        return self._max(amax(absolute(q - v), 0))
+
+    @cached_property
+    def adv_target_max(self) -> Any:
+        """max_c |g(c)|, g(c) = E_{a~π}[A^μ(c, a)]."""
+        return self._max(absolute(self._flat_g))
+
+    @cached_property
+    def q_span_max(self) -> Any:
+        """max_c (max_a Q^μ(c, a) - min_a Q^μ(c, a))."""
+        q = self._q_v[0]
+        return self._max(amax(q, 0) - amin(q, 0))
+
+    def g_step(self, t: int) -> Any:
+        """E_{d_t^μ}[g_t] at step ``t`` (0-based); the surrogate is the sum over steps."""
+        return self._step(t, self._flat_g)
+
+    @cached_property
+    def reward_k3_sum(self) -> Any:
+        """E_μ[R Σ_t k3(ρ_t)]."""
+        terms = local.weigh(self._mu, local.log_ratio(self._mu, self._pi))
+        k3 = self._supported_diff - terms
+        return self._sum(local.weigh(self._d, asum(local.weigh(self._q_v[0], k3), 0)))
+
+    @cached_property
+    def reward_log_w(self) -> Any:
+        """E_μ[R log W], -inf where W = 0 < R has mass; for R ≥ 0."""
+        return self._sum(local.weigh(self._law_mu * self._returns, self._sequence_log_ratio))
+
+    @cached_property
+    def cost_log_w(self) -> Any:
+        """E_μ[(1 - R) log W]; for R ≤ 1."""
+        return self._sum(local.weigh(self._law_mu * (1 - self._returns), self._sequence_log_ratio))
+
+    @cached_property
+    def reward_floor_log_w(self) -> Any:
+        """E_μ[R max(log W, -1)]."""
+        return self._sum(local.weigh(self._law_mu * self._returns, maximum(self._sequence_log_ratio, -1)))
