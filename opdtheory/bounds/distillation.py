@@ -1,0 +1,289 @@
+"""Bounds of Trust Region Policy Distillation: variance of its gradient estimator and contraction towards
+the teacher.
+
+The proximal reward is r̃ = log(αρ + 1 − α) with ρ = teacher/student; α ∈ (0, 1).
+C* and K(α) are solved for, not typed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flint
+import numpy as np
+from scipy import special
+
+from opdtheory.bounds.powers import miss_probability, power
+from opdtheory.bounds.registry import OURS, TOPD, bound
+from opdtheory.elementary import exact, is_exact, log, log1p, maximum, sqrt, to_ball
+
+_SCORE = ("‖∇ log π(y_k)‖ ≤ M",)
+
+
+def optimal_ratio() -> float:
+    """t* = −2/W₀(−2e⁻²), the root in (2, e²) of log t = 2(1 − 1/t)."""
+    return float(-2 / special.lambertw(-2 * np.exp(-2.0), 0).real)
+
+
+def variance_constant(like: Any = 1.0) -> Any:
+    """C* = (log t*)²/(t* − 1), a float, or a ball if ``like`` is exact.
+
+    >>> round(variance_constant(), 6)
+    0.64761
+    """
+    if is_exact(like):
+        t = -2 / (-2 * flint.arb(-2).exp()).lambertw()
+        return t.log() ** 2 / (t - 1)
+    return float(np.log(optimal_ratio()) ** 2 / (optimal_ratio() - 1))
+
+
+@bound(
+    "topd.lemma28",
+    name="TOP-D term bound",
+    target="step",
+    source=f"{TOPD}, Eq 28",
+    scaling="max(log²(1−α), C*α)",
+    sharpness="loose",
+)
+def topd_term_bound(alpha: Any) -> Any:
+    """p·log²(αq/p + 1 − α) ≤ max(log²(1−α), C*α) for every p, q in (0, 1)."""
+    return maximum(log(1 - alpha) ** 2, variance_constant(alpha) * alpha)
+
+
+@bound(
+    "topd.thm4.2",
+    name="TOP-D gradient variance, printed",
+    target="variance",
+    source=f"{TOPD}, Theorem 4.2",
+    scaling="|V| α",
+    sharpness="loose",
+    assumptions=_SCORE,
+)
+def topd_variance(alpha: Any, vocab: Any, score_bound: Any) -> Any:
+    """M²·|V|·max(log²(1−α), C*α).
+
+    >>> round(float(topd_variance(0.1, 151936, 1)), -2)
+    9800.0
+    """
+    return score_bound * score_bound * vocab * topd_term_bound(alpha)
+
+
+@bound(
+    "topd.thm4.2-sharp/moment",
+    claim="topd.thm4.2-sharp",
+    name="TOP-D reward second moment",
+    target="variance",
+    source=OURS,
+    scaling="Θ(α)",
+    sharpness="tight",
+)
+def topd_second_moment(alpha: Any) -> Any:
+    """K(α) = log²(1−α) + max_{b>1}[log²(1−α+αb) − log²(1−α)]/b, the supremum of E_p[r̃²] over every
+    vocabulary.
+
+    Vectorised over float arrays; a rational or ball α gives a ball that certainly contains K(α).
+
+    >>> round(float(topd_second_moment(0.1)), 13)
+    0.0740586993134
+    """
+    if isinstance(alpha, np.ndarray) and alpha.dtype == object:
+        return np.frompyfunc(_second_moment_ball, 1, 1)(alpha)
+    if is_exact(alpha):
+        return _second_moment_ball(alpha)
+    a = np.asarray(alpha, dtype=float)
+    if not ((a >= 0) & (a <= 1)).all():
+        raise ValueError(f"alpha: got {alpha!r}, expected a number in [0, 1]")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kappa = -np.log1p(-a)
+        s = _tangent(a, kappa)
+        return np.where(a == 1, np.inf, kappa**2 + 2 * a * s * np.exp(-s))[()]
+
+
+def tangent_ratio(alpha: Any) -> Any:
+    """The teacher/student ratio b at which K(α) is attained in the limit of a two-token vocabulary."""
+    a = np.asarray(alpha, dtype=float)
+    return ((np.exp(_tangent(a, -np.log1p(-a))) - 1) / a + 1)[()]
+
+
+def _slack(s: Any, a: Any, kappa: Any) -> Any:
+    # derivative of the chord slope, up to a positive factor, at s = log(1 − α + αb)
+    return 2 * s * (1 - (1 - a) * np.exp(-s)) - s * s + kappa * kappa
+
+
+def _tangent(a: Any, kappa: Any) -> Any:
+    """The root of the tangency condition, between κ and 1 + √(1 + κ²) where it changes sign once."""
+    low, high = kappa + 0.0, 1 + np.sqrt(1 + kappa * kappa)
+    for _ in range(80):
+        middle = (low + high) / 2
+        right = _slack(middle, a, kappa) > 0
+        low, high = np.where(right, middle, low), np.where(right, high, middle)
+    return (low + high) / 2
+
+
+def _second_moment_ball(alpha: Any) -> flint.arb:
+    a = to_ball(alpha)
+    if a == 0:
+        return flint.arb(0)
+    if not (a > 0 and a < 1):
+        raise ValueError(f"alpha: got {alpha}, expected a number certainly in [0, 1)")
+    kappa = -(1 - a).log()
+
+    def slack(s: flint.arb) -> flint.arb:
+        return 2 * s * (1 - (1 - a) * (-s).exp()) - s * s + kappa * kappa
+
+    low, high = kappa.mid(), (1 + (1 + kappa * kappa).sqrt()).mid() + flint.arb(2) ** -30
+    for _ in range(flint.ctx.prec):
+        middle = ((low + high) / 2).mid()
+        value = slack(middle)
+        # an undecided sign ends the bisection: the bracket so far is certain
+        if value > 0:
+            low = middle
+        elif value < 0:
+            high = middle
+        else:
+            break
+    s = low.union(high)
+    return kappa * kappa + 2 * a * s * (-s).exp()
+
+
+@bound(
+    "topd.thm4.2-sharp",
+    name="TOP-D gradient variance, vocabulary-free",
+    target="variance",
+    source=OURS,
+    scaling="Θ(α)",
+    sharpness="tight",
+    assumptions=_SCORE,
+)
+def topd_variance_sharp(alpha: Any, score_bound: Any) -> Any:
+    """M²·K(α), for every vocabulary at once; best possible at V = 2."""
+    return score_bound * score_bound * topd_second_moment(alpha)
+
+
+@bound(
+    "topd.thm4.2-sharp/softmax",
+    claim="topd.thm4.2-sharp",
+    name="TOP-D gradient variance, logit parametrisation",
+    target="variance",
+    source=OURS,
+    scaling="Θ(α)",
+    sharpness="loose",
+    assumptions=("one free logit per token",),
+)
+def topd_variance_softmax(alpha: Any) -> Any:
+    """2K(α): with free logits the score e_y − p has ‖·‖² ≤ 2."""
+    return 2 * topd_second_moment(alpha)
+
+
+@bound(
+    "topd.thm4.2-sharp/simple",
+    claim="topd.thm4.2-sharp",
+    name="TOP-D reward second moment, closed form",
+    target="variance",
+    source=OURS,
+    scaling="Θ(α)",
+    sharpness="loose",
+)
+def topd_second_moment_simple(alpha: Any) -> Any:
+    """log²(1−α) + C*α ≥ K(α)."""
+    return log(1 - alpha) ** 2 + variance_constant(alpha) * alpha
+
+
+@bound(
+    "topd.togo-var",
+    name="TOP-D return-to-go, L2 norm",
+    target="variance",
+    source=OURS,
+    scaling="κ T^{3/2}",
+    sharpness="asymptotic",
+    assumptions=_SCORE,
+)
+def topd_togo_norm(alpha: Any, horizon: Any, score_bound: Any) -> Any:
+    """M[(2/3)κ(T+1)^{3/2} + √(K·T(T−1)/2) + √K·T] ≥ ‖Σ_t ∇log π_t·Σ_{k≥t} r̃_k‖_{L²}, κ = −log(1−α)."""
+    kappa, second_moment = -log1p(-alpha), topd_second_moment(alpha)
+    n = _like(horizon + 1, alpha)
+    drift = 2 * kappa * n * sqrt(n) / 3
+    noise = sqrt(second_moment * horizon * (horizon - 1) / 2) + sqrt(second_moment) * horizon
+    return score_bound * (drift + noise)
+
+
+def _like(n: Any, x: Any) -> Any:
+    """A whole number in the arithmetic of x, so that its square root is a ball beside balls."""
+    return exact(n) if is_exact(x) and isinstance(n, int) else n
+
+
+# -------------------- contraction
+
+
+@bound(
+    "topd.thm4.4",
+    name="Contraction, sequence-level",
+    target="distance",
+    source=f"{TOPD}, Theorem 4.4, Eq 12",
+    scaling="(1−α)^k d₀ + e(1−(1−α)^k)/α",
+    sharpness="tight",
+    assumptions=("mixture of whole responses", "errors at most e"),
+)
+def contraction_sequence(alpha: Any, steps: Any, initial: Any = 2, step_error: Any = 0) -> Any:
+    """(1−α)^k·d₀ + e·(1 − (1−α)^k)/α after k steps, each with an L1 error of at most e.
+
+    >>> round(float(contraction_sequence(0.1, 20)), 4)
+    0.2432
+    """
+    return power(1 - alpha, steps) * initial + step_error * miss_probability(alpha, steps) / alpha
+
+
+@bound(
+    "topd.thm4.4/limit",
+    claim="topd.thm4.4",
+    name="Contraction, limit",
+    target="distance",
+    source=f"{TOPD}, Theorem 4.4, Eq 13",
+    scaling="e/α",
+    sharpness="tight",
+    assumptions=("mixture of whole responses", "errors at most e"),
+)
+def contraction_limit(alpha: Any, step_error: Any) -> Any:
+    """limsup d ≤ e/α; says nothing unless e < 2α."""
+    return step_error / alpha
+
+
+@bound(
+    "topd.thm4.4-token",
+    name="Contraction, token-level",
+    target="distance",
+    source=OURS,
+    scaling="(1−α^T)^k d₀",
+    sharpness="tight",
+    assumptions=("mixture at each token",),
+)
+def contraction_token(alpha: Any, horizon: Any, steps: Any, initial: Any = 2, step_error: Any = 0) -> Any:
+    """(1−α^T)^k·d₀ + e·(1 − (1−α^T)^k)/α^T: token mixing contracts whole responses only by 1 − α^T."""
+    rate = power(alpha, horizon)
+    return power(1 - rate, steps) * initial + step_error * _geometric(rate, steps)
+
+
+def _geometric(rate: Any, steps: Any) -> Any:
+    """(1 − (1−r)^k)/r, which is k at r = 0 (α^T underflows at long horizons)."""
+    if is_exact(rate) or hasattr(rate, "__elementary__"):
+        return miss_probability(rate, steps) / rate
+    r, k = np.broadcast_arrays(np.asarray(rate, dtype=float), np.asarray(steps, dtype=float))
+    safe = np.where(r > 0, r, 1.0)
+    return np.where(r > 0, miss_probability(safe, k) / safe, k)[()]
+
+
+@bound(
+    "topd.thm4.4/state",
+    claim="topd.thm4.4/state",
+    name="Contraction, per state",
+    target="distance",
+    source=OURS,
+    scaling="(1−α)^k d₀ + e(1−(1−α)^k)/α",
+    sharpness="tight",
+    assumptions=("distance taken state by state, fixed weights",),
+)
+def contraction_state(alpha: Any, steps: Any, initial: Any = 2, step_error: Any = 0) -> Any:
+    """The sequence-level law, for sup_s ‖π(·|s) − π*(·|s)‖₁ or any fixed weighting of states under token-
+    level mixing.
+    """
+    return contraction_sequence(alpha, steps, initial, step_error)

@@ -1,0 +1,390 @@
+"""Bounds on the improvement J(π) − J(μ), on the surrogate L and on the distance between the laws of whole
+responses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opdtheory.bounds.powers import excess_growth, growth, miss_probability
+from opdtheory.bounds.registry import DPPO, OURS, TOPD, TRM, bound, scaled
+from opdtheory.bounds.surrogate_error import mixed, pinsker_marginal
+from opdtheory.elementary import exp, minimum, sqrt
+
+_ABSOLUTE_CONTINUITY = ("supp π ⊆ supp μ at every context",)
+_UNIT = ("rewards in [0, 1]",)
+
+
+@bound(
+    "trm.2.6.1",
+    name="Minorizer",
+    target="improvement_lower",
+    source=f"{TRM}, slide 2.6.1",
+    scaling="L − min(T^{3/2}δ, T√(δD))",
+    sharpness="loose",
+)
+def trm_minorizer(surrogate: Any, horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
+    """J(π) − J(μ) ≥ L − min((4/3)T^{3/2}δ, 2T√(δD))."""
+    penalty = minimum(pinsker_marginal(horizon, kl_max), mixed(horizon, kl_max, kl_seq))
+    return surrogate - scaled(penalty, span)
+
+
+def minorizer(surrogate: Any, error_bound: Any) -> Any:
+    """J(π) − J(μ) ≥ L − B for any bound B on |Error|."""
+    return surrogate - error_bound
+
+
+@bound(
+    "ours.s2/lower",
+    claim="ours.s2",
+    name="Log-ratio lower bound",
+    target="improvement_lower",
+    source=OURS,
+    scaling="E[R log W]",
+    sharpness="tight",
+    assumptions=(*_ABSOLUTE_CONTINUITY, "R ≥ 0"),
+)
+def log_ratio_lower(reward_log_w: Any) -> Any:
+    """J(π) − J(μ) ≥ E_μ[R log W], tangent at π = μ (prior art: the EM, or reward-weighted regression,
+    bound).
+    """
+    return reward_log_w
+
+
+@bound(
+    "ours.s2/upper",
+    claim="ours.s2",
+    name="Log-ratio upper bound",
+    target="improvement_upper",
+    source=OURS,
+    scaling="E[(1−R) log W]",
+    sharpness="tight",
+    assumptions=(*_ABSOLUTE_CONTINUITY, "R ≤ 1"),
+)
+def log_ratio_upper(cost_log_w: Any) -> Any:
+    """J(π) − J(μ) ≤ −E_μ[(1−R) log W]."""
+    return -cost_log_w
+
+
+@bound(
+    "ours.s8/floor",
+    claim="ours.s8",
+    name="Floored log-ratio lower bound",
+    target="improvement_lower",
+    source=OURS,
+    scaling="E[R max(log W, −1)]",
+    sharpness="loose",
+    assumptions=("R ≥ 0",),
+)
+def floored_log_ratio_lower(reward_floor_log_w: Any) -> Any:
+    """J(π) − J(μ) ≥ E_μ[R max(log W, −1)], because w − 1 ≥ max(log w, −1): one bounded number a response on
+    the low side.
+    """
+    return reward_floor_log_w
+
+
+@bound(
+    "ours.s8",
+    name="Masked lower bound",
+    target="improvement_lower",
+    source=OURS,
+    scaling="L_M − E[M R Σ k3] − E[(1−M)R]",
+    sharpness="loose",
+    assumptions=(*_ABSOLUTE_CONTINUITY, "R ≥ 0", "mask in [0, 1]"),
+)
+def masked_lower(masked_surrogate: Any, masked_k3: Any, masked_reward_lost: Any) -> Any:
+    """J(π) − J(μ) ≥ E_μ[M R Σ(ρ_t−1)] − E_μ[M R Σ k3(ρ_t)] − E_μ[(1−M)R], M masking responses."""
+    return masked_surrogate - masked_k3 - masked_reward_lost
+
+
+@bound(
+    "ours.s7",
+    name="Largest surrogate",
+    target="surrogate",
+    source=OURS,
+    scaling="√D",
+    sharpness="unknown",
+    assumptions=(*_ABSOLUTE_CONTINUITY, *_UNIT),
+)
+def surrogate_limit(kl_seq: Any, *, span: Any = 1) -> Any:
+    """L ≤ J(π) − J(μ) + E[R Σ k3] ≤ √(D/2) + D: no larger surrogate value is possible at this divergence."""
+    return scaled(sqrt(kl_seq / 2) + kl_seq, span)
+
+
+@bound(
+    "ours.s3/surrogate",
+    claim="ours.s3",
+    name="Largest surrogate, TV",
+    target="surrogate",
+    source=OURS,
+    scaling="Σ TV",
+    sharpness="tight",
+)
+def surrogate_limit_tv(tv_sum: Any, *, span: Any = 1) -> Any:
+    """L ≤ Σ_t E_{d_t^μ} TV(c_t), because |g(c)| ≤ TV(c)·span."""
+    return scaled(tv_sum, span)
+
+
+# -------------------- the laws of whole responses
+
+
+@bound(
+    "dppo.b1",
+    name="Trajectory TV from expected token TV",
+    target="sequence_tv",
+    source=f"{DPPO}, Lemma B.1",
+    scaling="Σ TV",
+    sharpness="loose",
+)
+def sequence_tv_sum(tv_sum: Any) -> Any:
+    """TV_seq ≤ Σ_t E_{d_t^μ} TV(c_t)."""
+    return tv_sum
+
+
+@bound(
+    "dppo.b1/max",
+    claim="dppo.b1",
+    name="Trajectory TV from the largest token TV",
+    target="sequence_tv",
+    source=OURS,
+    scaling="1 − (1−ε)^T",
+    sharpness="tight",
+)
+def sequence_tv_max(horizon: Any, tv_max: Any) -> Any:
+    """TV_seq ≤ 1 − (1−ε)^T: never vacuous below ε = 1."""
+    return miss_probability(tv_max, horizon)
+
+
+@bound(
+    "topd.pinsker",
+    name="Trajectory TV, Pinsker",
+    target="sequence_tv",
+    source=f"{TOPD}, end of Section 4.3",
+    scaling="√D",
+    sharpness="loose",
+)
+def sequence_tv_pinsker(kl_seq: Any) -> Any:
+    """TV_seq ≤ √(D/2) for the KL of whole responses in either direction."""
+    return sqrt(kl_seq / 2)
+
+
+@bound(
+    "ours.tv/bretagnolle-huber",
+    claim="topd.pinsker",
+    name="Trajectory TV, Bretagnolle–Huber",
+    target="sequence_tv",
+    source="Bretagnolle & Huber 1979",
+    scaling="√(1 − e^{−D})",
+    sharpness="loose",
+)
+def sequence_tv_bretagnolle_huber(kl_seq: Any) -> Any:
+    """TV_seq ≤ √(1 − e^{−D}): stays below one however large D is."""
+    return sqrt(1 - exp(-kl_seq))
+
+
+@bound(
+    "ours.tv/hellinger",
+    claim="trm.a7",
+    name="Trajectory TV, Hellinger",
+    target="sequence_tv",
+    source=OURS,
+    scaling="√(1 − (1−h)^{2T})",
+    sharpness="loose",
+)
+def sequence_tv_hellinger(horizon: Any, hellinger2_max: Any) -> Any:
+    """TV_seq ≤ √(1 − (1−h)^{2T}), because affinities multiply along a response."""
+    return sqrt(miss_probability(hellinger2_max, 2 * horizon))
+
+
+@bound(
+    "ours.tv/chi2",
+    claim="ours.s5",
+    name="Trajectory TV, χ²",
+    target="sequence_tv",
+    source=OURS,
+    scaling="½√((1+x)^T − 1)",
+    sharpness="loose",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def sequence_tv_chi2(horizon: Any, chi2_max: Any) -> Any:
+    """TV_seq ≤ ½√((1+x)^T − 1), x the largest χ²(π‖μ) of any context."""
+    return sqrt(growth(chi2_max, horizon)) / 2
+
+
+@bound(
+    "ours.tv/improvement",
+    claim="dppo.b1",
+    name="Largest change of J",
+    target="improvement",
+    source=OURS,
+    scaling="TV_seq",
+    sharpness="tight",
+)
+def improvement_limit(tv_seq: Any, *, span: Any = 1) -> Any:
+    """|J(π) − J(μ)| ≤ TV_seq·span, with equality for the reward 1[π(y) > μ(y)]."""
+    return scaled(tv_seq, span)
+
+
+@bound(
+    "ours.chi2/improvement",
+    claim="ours.s5",
+    name="Largest change of J, χ²",
+    target="improvement",
+    source=OURS,
+    scaling="sd(R)√((1+x)^T − 1)",
+    sharpness="loose",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def improvement_limit_chi2(horizon: Any, chi2_max: Any, reward_sd: Any) -> Any:
+    """|J(π) − J(μ)| ≤ sd_μ(R)·√((1+x)^T − 1) (Cauchy–Schwarz)."""
+    return reward_sd * sqrt(growth(chi2_max, horizon))
+
+
+# -------------------- trust-region bounds of the other papers
+
+
+@bound(
+    "topd.thm4.9",
+    name="TOP-D monotonic improvement, printed penalty",
+    target="surrogate_error",
+    source=f"{TOPD}, Theorem 4.9",
+    scaling="ξ T ΣTV",
+    sharpness="loose",
+    assumptions=("token reward frozen at r^π",),
+)
+def topd_penalty(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
+    """2ξ T_max·ℓ E_{d_norm}[TV], written with Σ_t E TV = ℓ E_{d_norm}[TV]; ξ = max_c |E_π̃ A(c, ·)|."""
+    return 2 * adv_target_max * horizon * tv_sum
+
+
+@bound(
+    "topd.thm4.9/tight",
+    claim="topd.thm4.9",
+    name="TOP-D monotonic improvement, T_max − 1",
+    target="surrogate_error",
+    source=OURS,
+    scaling="ξ T ΣTV",
+    sharpness="loose",
+    assumptions=("token reward frozen at r^π",),
+)
+def topd_penalty_tight(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
+    """2ξ(T_max − 1)·Σ_t E TV(c_t): the last step shifts no later context."""
+    return 2 * adv_target_max * (horizon - 1) * tv_sum
+
+
+@bound(
+    "topd.thm4.9-fixed",
+    name="TOP-D monotonic improvement for the true objective",
+    target="surrogate_error",
+    source=OURS,
+    scaling="ξ′ T ΣTV",
+    sharpness="loose",
+)
+def topd_penalty_fixed(horizon: Any, tv_sum: Any, adv_kl_max: Any) -> Any:
+    """2ξ′(T_max − 1)·Σ_t E TV(c_t), ξ′ = max_c |E_π̃ A(c, ·) − KL(π̃‖π)(c)|.
+
+    It penalises η(π) + ℓ E[g′] with g′ = E_π̃ A − KL(π̃‖π), which accounts for the
+    reward's own dependence on the policy.
+    """
+    return 2 * adv_kl_max * (horizon - 1) * tv_sum
+
+
+@bound(
+    "topd.vac4.9",
+    name="TOP-D improvement region",
+    target="step",
+    source=OURS,
+    scaling="1/T",
+    sharpness="tight",
+)
+def topd_improvement_region(horizon: Any) -> Any:
+    """The mean token TV E_{d_norm}[TV] below which Theorem 4.9's lower bound can exceed η(π) at all:
+    1/(2T_max).
+    """
+    return 1 / (2 * horizon)
+
+
+@bound(
+    "dppo.thm2.1",
+    name="Discounted, printed constant 2",
+    target="step",
+    source=f"{DPPO}, Theorem 2.1",
+    scaling="ξγε²/(1−γ)²",
+    sharpness="unknown",
+    assumptions=("discounted MDP", "this constant is false"),
+)
+def discounted_printed(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
+    """2ξγ/(1−γ)²·ε², as printed; too small by up to a factor of two."""
+    return 2 * adv_max * gamma * tv_max * tv_max / ((1 - gamma) * (1 - gamma))
+
+
+@bound(
+    "dppo.thm2.1/trpo",
+    claim="dppo.thm2.1",
+    name="Discounted, TRPO constant 4",
+    target="surrogate_error",
+    source="Trust Region Policy Optimization, Theorem 1",
+    scaling="ξγε²/(1−γ)²",
+    sharpness="loose",
+    assumptions=("discounted MDP",),
+)
+def discounted_trpo(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
+    """4ξγ/(1−γ)²·ε², ξ = max |A^μ|."""
+    return 4 * adv_max * gamma * tv_max * tv_max / ((1 - gamma) * (1 - gamma))
+
+
+@bound(
+    "dppo.thm2.1-sharp",
+    name="Discounted, sharp",
+    target="surrogate_error",
+    source=OURS,
+    scaling="ξγε²/((1−γ)(1−γ+γε))",
+    sharpness="tight",
+    assumptions=("discounted MDP",),
+)
+def discounted_sharp(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
+    """4ξγε²/((1−γ)(1−γ+γε)), attained for ε ≤ ½."""
+    return 4 * adv_max * gamma * tv_max * tv_max / ((1 - gamma) * (1 - gamma + gamma * tv_max))
+
+
+# -------------------- importance weights
+
+
+@bound(
+    "trm.2.2.2",
+    name="Variance of the trajectory weight",
+    target="variance",
+    source=OURS,
+    scaling="(1+x)^T − 1",
+    sharpness="tight",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def trajectory_weight_variance(horizon: Any, chi2_max: Any) -> Any:
+    """Var_μ(W) ≤ (1+x)^T − 1, an equality when every context has χ²(π‖μ) = x.
+
+    At T = 4096 and x = 2·10⁻⁴ it is of order one: growth per token, not T alone, decides
+    whether weights are useful.
+
+    >>> round(float(trajectory_weight_variance(4096, 2e-4)), 2)
+    1.27
+    """
+    return growth(chi2_max, horizon)
+
+
+@bound(
+    "trm.2.2.4",
+    name="Variance of the per-token surrogate",
+    target="variance",
+    source=OURS,
+    scaling="T x",
+    sharpness="loose",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def token_weight_variance(horizon: Any, chi2_max: Any, advantage_bound: Any) -> Any:
+    """Var_μ(A·Σ_t(ρ_t−1)) ≤ max|A|²·Tx: ratios minus one are martingale differences."""
+    return advantage_bound * advantage_bound * horizon * chi2_max
+
+
+def weight_remainder_second_moment(horizon: Any, chi2_max: Any) -> Any:
+    """E_μ[N²] ≤ (1+x)^T − 1 − Tx for N = W − 1 − Σ_t(ρ_t − 1)."""
+    return excess_growth(chi2_max, horizon)

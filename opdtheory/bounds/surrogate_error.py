@@ -1,0 +1,438 @@
+"""Bounds on |J(π) − J(μ) − L|, the error of the surrogate L = Σ_t E_{d_t^μ}[g_t].
+
+μ generates, π is the policy being trained; KL without further words is KL(μ‖π) in nats; ``*_max`` are
+maxima over
+every context of the tree.  Every function is vectorised and non-decreasing in each divergence.  ``span`` is
+max R − min R of the terminal reward (rewards in [0, 1] have span 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opdtheory.bounds.powers import excess_growth, miss_probability
+from opdtheory.bounds.registry import DPPO, OURS, TRM, bound, scaled
+from opdtheory.elementary import absolute, asum, minimum, sqrt
+
+_ABSOLUTE_CONTINUITY = ("supp π ⊆ supp μ at every context",)
+
+
+@bound(
+    "trm.2.5.1/tv",
+    claim="trm.2.5.1",
+    name="TRPO-style, TV",
+    target="surrogate_error",
+    source=f"{TRM}, slide 2.5.1",
+    scaling="T² ε²",
+    sharpness="loose",
+)
+def trpo_tv(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
+    """2T(T−1)ε², ε the largest token TV of any context (simulation lemma and |g| ≤ 2 TV)."""
+    return scaled(2 * horizon * (horizon - 1) * tv_max * tv_max, span)
+
+
+@bound(
+    "trm.2.5.1/kl",
+    claim="trm.2.5.1",
+    name="TRPO-style, KL",
+    target="surrogate_error",
+    source=f"{TRM}, slide 2.5.1",
+    scaling="T² δ",
+    sharpness="loose",
+)
+def trpo_kl(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """T(T−1)δ, δ the largest token KL(μ‖π) (or KL(π‖μ)) of any context.
+
+    >>> round(trpo_kl(4096, 1e-4))
+    1677
+    """
+    return scaled(horizon * (horizon - 1) * kl_max, span)
+
+
+@bound(
+    "trm.2.4/centred/tv",
+    claim="trm.2.4/tightest",
+    name="TRPO-style centred, TV",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T² ε²",
+    sharpness="loose",
+)
+def trpo_tv_centred(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
+    """T(T−1)ε²: the advantage is centred before it is bounded, |g(c)| ≤ TV(c)·span."""
+    return scaled(horizon * (horizon - 1) * tv_max * tv_max, span)
+
+
+@bound(
+    "trm.2.4/centred/kl",
+    claim="trm.2.4/tightest",
+    name="TRPO-style centred, KL",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T² δ",
+    sharpness="loose",
+)
+def trpo_kl_centred(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """T(T−1)δ/2: the centred form after Pinsker."""
+    return scaled(horizon * (horizon - 1) * kl_max / 2, span)
+
+
+@bound(
+    "trm.2.5.4",
+    name="Pinsker-marginal",
+    target="surrogate_error",
+    source=f"{TRM}, slide 2.5.4",
+    scaling="T^{3/2} δ",
+    sharpness="loose",
+)
+def pinsker_marginal(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """(4/3) T^{3/2} δ, δ the largest token KL(μ‖π) of any context, visited or not.
+
+    >>> round(float(pinsker_marginal(4096, 1e-4)), 1)
+    35.0
+    """
+    return scaled(4 * horizon * sqrt(horizon * kl_max) * sqrt(kl_max) / 3, span)
+
+
+@bound(
+    "trm.2.5.4/centred",
+    claim="trm.2.5.4",
+    name="Pinsker-marginal centred",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T^{3/2} δ",
+    sharpness="loose",
+)
+def pinsker_marginal_centred(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """(2/3) T^{3/2} δ: half of the printed constant, from |g| ≤ TV·span."""
+    return scaled(2 * horizon * sqrt(horizon * kl_max) * sqrt(kl_max) / 3, span)
+
+
+@bound(
+    "trm.2.5.5",
+    name="Mixed",
+    target="surrogate_error",
+    source=f"{TRM}, slide 2.5.5",
+    scaling="T √(δD)",
+    sharpness="loose",
+)
+def mixed(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
+    """2T√(δD), D the KL(μ‖π) of whole responses.
+
+    >>> round(float(mixed(4096, 1e-4, 0.01)), 1)
+    8.2
+    """
+    return scaled(2 * horizon * sqrt(kl_max * kl_seq), span)
+
+
+@bound(
+    "trm.2.5.5/centred",
+    claim="trm.2.5.5",
+    name="Mixed centred",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T √(δD)",
+    sharpness="loose",
+)
+def mixed_centred(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
+    """T√(δD): half of the printed constant, from |g| ≤ TV·span."""
+    return scaled(horizon * sqrt(kl_max * kl_seq), span)
+
+
+@bound(
+    "dppo.thm3.2",
+    name="DPPO quadratic",
+    target="surrogate_error",
+    source=f"{DPPO}, Theorem 3.2",
+    scaling="ξ T² ε²",
+    sharpness="loose",
+)
+def dppo_quadratic(horizon: Any, tv_max: Any, reward_bound: Any) -> Any:
+    """2ξT(T−1)ε² with ξ = max |R|; rewards in [−ξ, ξ] and T = 2 attain it."""
+    return 2 * reward_bound * horizon * (horizon - 1) * tv_max * tv_max
+
+
+@bound(
+    "dppo.b3",
+    name="DPPO linear",
+    target="surrogate_error",
+    source=f"{DPPO}, Appendix B.3, Eq 20",
+    scaling="ξ Σ TV",
+    sharpness="loose",
+)
+def dppo_linear(tv_sum: Any, reward_bound: Any) -> Any:
+    """4ξ E_μ Σ_t TV(c_t) with ξ = max |R|."""
+    return 4 * reward_bound * tv_sum
+
+
+@bound(
+    "dppo.b3/composite",
+    claim="dppo.b3",
+    name="DPPO composite",
+    target="surrogate_error",
+    source=f"{DPPO}, end of Appendix B.3",
+    scaling="ξ min(T²ε², ΣTV)",
+    sharpness="loose",
+)
+def dppo_composite(horizon: Any, tv_max: Any, tv_sum: Any, reward_bound: Any) -> Any:
+    """The smaller of the quadratic and the linear DPPO bound."""
+    return minimum(dppo_quadratic(horizon, tv_max, reward_bound), dppo_linear(tv_sum, reward_bound))
+
+
+def _adaptive_factor(remaining: Any, tv_max: Any, kl_max: Any) -> Any:
+    return minimum(minimum(1, remaining * tv_max), sqrt(remaining * kl_max / 2))
+
+
+@bound(
+    "trm.adaptive",
+    name="Adaptive",
+    target="surrogate_error",
+    source=f"{TRM}, later versions (second-hand)",
+    scaling="Σ TV_t min(1, (T−t)ε, √((T−t)δ))",
+    sharpness="loose",
+)
+def adaptive(tv_steps: Any, tv_max: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """4 Σ_t E[TV(c_t)]·min(1, (T−t)ε, √((T−t)δ/2)).
+
+    ``tv_steps`` holds E_{d_t^μ} TV(c_t), one entry for each of the T steps: a sequence, or an array whose
+    last axis is time.
+    """
+    return scaled(4 * _adaptive_sum(tv_steps, tv_max, kl_max), span)
+
+
+@bound(
+    "trm.adaptive/centred",
+    claim="trm.adaptive",
+    name="Adaptive centred",
+    target="surrogate_error",
+    source=f"{TRM}, later versions (second-hand), centred",
+    scaling="Σ TV_t min(1, (T−t)ε, √((T−t)δ))",
+    sharpness="loose",
+)
+def adaptive_centred(tv_steps: Any, tv_max: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """The adaptive bound with constant 2: a reward centred in its range has |R| ≤ span/2."""
+    return scaled(2 * _adaptive_sum(tv_steps, tv_max, kl_max), span)
+
+
+def _adaptive_sum(tv_steps: Any, tv_max: Any, kl_max: Any) -> Any:
+    steps = (
+        tv_steps
+        if isinstance(tv_steps, (list, tuple))
+        else [tv_steps[..., t] for t in range(tv_steps.shape[-1])]
+    )
+    last = len(steps) - 1
+    # the last step has nothing after it: its factor is zero
+    terms = [step * _adaptive_factor(last - t, tv_max, kl_max) for t, step in enumerate(steps[:-1])]
+    total = 0 * steps[-1]
+    for term in terms:
+        total = total + term
+    return total
+
+
+@bound(
+    "trm.a7/hellinger",
+    claim="trm.a7",
+    name="Hellinger-marginal",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T^{3/2} h",
+    sharpness="loose",
+)
+def hellinger_marginal(horizon: Any, hellinger2_max: Any, *, span: Any = 1) -> Any:
+    """(8/3) T^{3/2} h, h the largest squared Hellinger distance ½Σ(√μ−√π)² of any context.
+
+    Affinities multiply along a response, so the contexts at step t have TV ≤ √(2(t−1)h), and |g| ≤ TV·span
+    ≤ √(2h)·span.
+    """
+    return scaled(8 * horizon * sqrt(horizon * hellinger2_max) * sqrt(hellinger2_max) / 3, span)
+
+
+@bound(
+    "ours.s1",
+    name="Sequence KL",
+    target="surrogate_error",
+    source=OURS,
+    scaling="D",
+    sharpness="tight",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def sequence_kl(kl_seq: Any, *, span: Any = 1) -> Any:
+    """D = KL(μ‖π) of whole responses: no horizon, no maximum over contexts, best constant 1.
+
+    With W the ratio of a whole response, Error = E[R·(k3(W) − Σ_t k3(ρ_t))], and both
+    terms are non-negative with mean D.
+    """
+    return scaled(kl_seq, span)
+
+
+@bound(
+    "ours.s1/uniform",
+    claim="ours.s1",
+    name="Sequence KL from the largest token KL",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T δ",
+    sharpness="loose",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def sequence_kl_uniform(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
+    """Tδ, because D ≤ Tδ."""
+    return scaled(horizon * kl_max, span)
+
+
+@bound(
+    "ours.s3",
+    name="Expected token TV",
+    target="surrogate_error",
+    source=OURS,
+    scaling="Σ TV",
+    sharpness="tight",
+)
+def expected_tv(tv_sum: Any, *, span: Any = 1) -> Any:
+    """Σ_t E_{d_t^μ}[TV(c_t)], best constant 1: an expectation over visited contexts only."""
+    return scaled(tv_sum, span)
+
+
+@bound(
+    "ours.s4",
+    name="Sharp TV",
+    target="surrogate_error",
+    source=OURS,
+    scaling="min(T²ε², Tε)",
+    sharpness="tight",
+)
+def sharp_tv(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
+    """Tε(1−(1−ε)^{T−1}), the exact supremum over every instance with token TV at most ε.
+
+    >>> float(sharp_tv(2, 0.5)), float(sharp_tv(1, 0.5))
+    (0.5, 0.0)
+    """
+    return scaled(horizon * tv_max * miss_probability(tv_max, horizon - 1), span)
+
+
+@bound(
+    "ours.s5/uniform",
+    claim="ours.s5",
+    name="χ², largest",
+    target="surrogate_error",
+    source=OURS,
+    scaling="sd(R) √((1+x)^T − 1 − Tx)",
+    sharpness="loose",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def chi2_uniform(horizon: Any, chi2_max: Any, reward_sd: Any) -> Any:
+    """sd_μ(R)·√((1+x)^T − 1 − Tx), x the largest χ²(π‖μ) of any context."""
+    return reward_sd * sqrt(excess_growth(chi2_max, horizon))
+
+
+@bound(
+    "ours.s5/martingale",
+    claim="ours.s5",
+    name="χ², martingale",
+    target="surrogate_error",
+    source=OURS,
+    scaling="sd(R) √(E Σ (W−1)²χ²)",
+    sharpness="loose",
+    assumptions=_ABSOLUTE_CONTINUITY,
+)
+def chi2_martingale(ratio_martingale: Any, reward_sd: Any) -> Any:
+    """sd_μ(R)·√(E_μ Σ_t (W_{t−1}−1)² χ²(c_t)): computable from samples of μ with full distributions."""
+    return reward_sd * sqrt(ratio_martingale)
+
+
+@bound(
+    "ours.s6", name="Sharp mixed", target="surrogate_error", source=OURS, scaling="T √(δD)", sharpness="loose"
+)
+def sharp_mixed(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
+    """√(T(T−1)/2·δD), D summed over contexts that μ visits."""
+    return scaled(sqrt(horizon * (horizon - 1) * kl_max * kl_seq / 2), span)
+
+
+@bound(
+    "ours.s6/reverse",
+    claim="ours.s6",
+    name="Sharp mixed, reverse KL",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T √(δD)",
+    sharpness="loose",
+)
+def sharp_mixed_reverse(horizon: Any, reverse_kl_max: Any, reverse_kl_sum: Any, *, span: Any = 1) -> Any:
+    """√(T(T−1)/2·δ′D′) with KL(π‖μ) in both places; D′ = Σ_t E_{d_t^μ} KL(π‖μ)(c_t)."""
+    return scaled(sqrt(horizon * (horizon - 1) * reverse_kl_max * reverse_kl_sum / 2), span)
+
+
+# -------------------- the pieces inside
+
+
+@bound(
+    "trm.2.4",
+    name="Expected advantage, printed",
+    target="step",
+    source=f"{TRM}, slide 2.4.3",
+    scaling="TV",
+    sharpness="loose",
+)
+def advantage_gap(tv: Any, *, span: Any = 1) -> Any:
+    """|g(c)| ≤ 2 TV(c)."""
+    return scaled(2 * tv, span)
+
+
+@bound(
+    "trm.2.4/centred",
+    claim="trm.2.4/tightest",
+    name="Expected advantage, centred",
+    target="step",
+    source=OURS,
+    scaling="TV",
+    sharpness="tight",
+)
+def advantage_gap_centred(tv: Any, *, span: Any = 1) -> Any:
+    """|g(c)| ≤ TV(c)·span of the action values at c."""
+    return scaled(tv, span)
+
+
+@bound(
+    "trm.2.5.1/marginal",
+    claim="trm.2.5.1",
+    name="Context law, simulation lemma",
+    target="step",
+    source=f"{TRM}, Appendix A.6",
+    scaling="t ε",
+    sharpness="loose",
+)
+def marginal_tv_simulation(steps_before: Any, tv_max: Any) -> Any:
+    """TV of the two laws of contexts after ``steps_before`` tokens is at most steps_before·ε."""
+    return steps_before * tv_max
+
+
+@bound(
+    "trm.2.5.1/marginal-sharp",
+    claim="trm.2.5.1",
+    name="Context law, sharp",
+    target="step",
+    source=OURS,
+    scaling="1 − (1−ε)^t",
+    sharpness="tight",
+)
+def marginal_tv_sharp(steps_before: Any, tv_max: Any) -> Any:
+    """1 − (1−ε)^t: maximal coupling, the two responses part with chance at most ε a step."""
+    return miss_probability(tv_max, steps_before)
+
+
+@bound(
+    "trm.2.5.3",
+    name="Context law, Pinsker",
+    target="step",
+    source=f"{TRM}, slide 2.5.3",
+    scaling="√(tδ)",
+    sharpness="loose",
+)
+def marginal_tv_pinsker(steps_before: Any, kl_max: Any) -> Any:
+    """TV of the two laws of contexts after t tokens is at most √(tδ/2)."""
+    return sqrt(steps_before * kl_max / 2)
+
+
+def remainder_supremum(n_values: Any) -> Any:
+    """sup over R in [0, 1] of |Error| given n(y) on all responses (last axis): ½ Σ_y |n(y)|."""
+    return asum(absolute(n_values)) / 2
