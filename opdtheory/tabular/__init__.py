@@ -1,6 +1,7 @@
 """The exact world: token trees, policies on them, and every quantity of a pair of policies."""
 
 from opdtheory.tabular.contrast import PolicyContrast
+from opdtheory.tabular.mdp import DiscountedMDP
 from opdtheory.tabular.pair import PolicyPair
 from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.reward import Reward, terminal_reward, token_reward
@@ -9,6 +10,6 @@ from opdtheory.tabular.teacher import TeacherStudent
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = [
-    "Policy", "PolicyContrast", "PolicyPair", "Reward", "SingleState", "TeacherStudent", "TokenTree",
-    "terminal_reward", "token_reward",
+    "DiscountedMDP", "Policy", "PolicyContrast", "PolicyPair", "Reward", "SingleState", "TeacherStudent",
+    "TokenTree", "terminal_reward", "token_reward",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two policies on one token tree: occupancies, sequence laws, and divergences of contexts and of sequences."""
+"""Two policies on one token tree: occupancies, sequence laws, divergences of contexts and of sequences."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ __all__ = ["PolicyContrast"]
 class PolicyContrast:
     """Behaviour policy μ and target policy π; all quantities are lazy and cached.
 
-    Every attribute without other remark has the batch shape.  Divergences are in nats and written with their direction;
-    maxima run over every context of the tree, the ``reachable_*`` ones over those that μ visits.  Under missing support
-    (μ = 0 < π) expectations under μ are sums over the support of μ and divergences that see the missing mass are inf.
+    Every attribute without other remark has the batch shape.  Divergences are in nats and written with their
+    direction; maxima run over every context of the tree, the ``reachable_*`` ones over those that μ visits.
+    Under missing support (μ = 0 < π) expectations under μ are sums over the support of μ and divergences that
+    see the missing mass are inf.
     """
 
     tree: TokenTree
@@ -89,7 +90,7 @@ class PolicyContrast:
 
     @cached_property
     def _context_shift(self) -> np.ndarray:
-        """Occupancy under π minus occupancy under μ, by its own recursion (no cancellation for close policies)."""
+        """Occupancy under π minus that under μ, by its own recursion: no cancellation for close policies."""
         tree, mu, d, diff, pi = self.tree, self._mu, self._d, self._diff, self._pi
         out = np.empty(mu.shape[1:], dtype=mu.dtype)
         out[: tree.prompts] = 0
@@ -132,7 +133,9 @@ class PolicyContrast:
     @cached_property
     def _law_shift(self) -> np.ndarray:
         """π(y) - μ(y)."""
-        return flow.ending(self.tree, self._context_shift, self._pi) + flow.ending(self.tree, self._d, self._diff)
+        return flow.ending(self.tree, self._context_shift, self._pi) + flow.ending(
+            self.tree, self._d, self._diff
+        )
 
     @cached_property
     def _flat_remainder(self) -> np.ndarray:
@@ -301,7 +304,9 @@ class PolicyContrast:
         """E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t): the variance of W - 1 - Σ_t (ρ_t - 1)."""
         d, shift = self._d, self._context_shift
         squares = local.chi2_terms(d, d + shift, shift)
-        return self._sum(local.weigh(squares if self._covered else np.where(d > 0, squares, self._zero), self._chi2))
+        return self._sum(
+            local.weigh(squares if self._covered else np.where(d > 0, squares, self._zero), self._chi2)
+        )
 
     # ---- lengths, support, single steps
 
@@ -338,7 +343,7 @@ class PolicyContrast:
         return self._step(t, self._kls[0])
 
     def marginal_tv(self, t: int) -> Any:
-        """½ Σ_c |d_t^π(c) - d_t^μ(c)| over the contexts of level ``t`` (ended sequences are not a context)."""
+        """½ Σ_c |d_t^π(c) - d_t^μ(c)| over the contexts of level ``t``; ended sequences are not a context."""
         if not 0 <= t < self.tree.horizon:
             raise ValueError(f"step t = {t}: expected 0..{self.tree.horizon - 1}")
         return self._sum(absolute(self._context_shift[self.tree.level_slice(t)])) / 2

@@ -1,7 +1,8 @@
 """Forward and backward recursions over a token tree, one multiplication per level.
 
-All arrays are in the inner layout of ``table.py``: ``(actions, contexts[, batch])`` for tables, ``(contexts[, batch])``
-for quantities of contexts.  The same lines run on float64 and on object arrays of rationals or balls.
+All arrays are in the inner layout of ``table.py``: ``(actions, contexts[, batch])`` for tables, ``(contexts[,
+batch])`` for quantities of contexts.  The same lines run on float64 and on object arrays of rationals or
+balls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ import numpy as np
 
 from opdtheory.tabular.tree import TokenTree
 
-__all__ = ["accumulate", "backward", "contract", "ending", "forward", "level", "place_on_endings", "sequence_entries"]
+__all__ = [
+    "accumulate",
+    "backward",
+    "contract",
+    "ending",
+    "forward",
+    "level",
+    "place_on_endings",
+    "sequence_entries",
+]
 
 
 def level(tree: TokenTree, x: np.ndarray, t: int) -> np.ndarray:
@@ -40,7 +50,7 @@ def accumulate(tree: TokenTree, table: np.ndarray) -> np.ndarray:
 
 
 def forward(tree: TokenTree, table: np.ndarray, root: Any) -> np.ndarray:
-    """Products of ``table`` along prefixes times ``root``: the occupancy of every context if ``table`` is a policy."""
+    """Products of ``table`` along prefixes times ``root``: occupancy of every context if a policy."""
     out = np.empty(table.shape[1:], dtype=table.dtype)
     out[: tree.prompts] = root
     b = tree.branching
@@ -51,7 +61,9 @@ def forward(tree: TokenTree, table: np.ndarray, root: Any) -> np.ndarray:
     return out
 
 
-def backward(tree: TokenTree, table: np.ndarray, reward: np.ndarray, terminal: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def backward(
+    tree: TokenTree, table: np.ndarray, reward: np.ndarray, terminal: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """(Q, V) of the sum of ``reward`` under ``table``: Q has the shape of ``reward``, V drops the actions.
 
     With ``terminal`` the reward on continuing actions is taken to be zero and is not read.
@@ -83,7 +95,7 @@ def sequence_entries(tree: TokenTree, x: np.ndarray) -> np.ndarray:
 
 
 def ending(tree: TokenTree, prefix: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``prefix`` times ``table`` on ending actions ``(sequences[, batch])``: sequence law if ``prefix`` is the occupancy."""
+    """``prefix`` times ``table`` on ending actions ``(sequences[, batch])``; of the occupancy: the sequence law."""
     last = tree.level_slice(tree.horizon - 1)
     tail = (table[:, last] * prefix[last]).reshape((-1, *prefix.shape[1:]))
     if tree.eos is None:

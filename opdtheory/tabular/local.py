@@ -1,9 +1,9 @@
 """Divergences between the action distributions of two policies, at every context.
 
-Arguments ``p``, ``q`` have shape ``(actions, contexts[, batch])``; sums run over the first axis.  Floating-point code
-forms KL from the non-negative terms p·k3(q/p) with log(q/p) taken from the difference q - p, so that the KL of nearly
-equal distributions keeps its relative accuracy.  Support rules: 0·log 0 = 0, and a divergence is inf where the first
-argument's mass is not covered.
+Arguments ``p``, ``q`` have shape ``(actions, contexts[, batch])``; sums run over the first axis.
+Floating-point code forms KL from the non-negative terms p·k3(q/p) with log(q/p) taken from the difference q -
+p, so that the KL of nearly equal distributions keeps its relative accuracy.  Support rules: 0·log 0 = 0, and
+a divergence is inf where the first argument's mass is not covered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHUNK = 1 << 15  # numbers a temporary array should hold: a few of them stay in
 
 
 def in_chunks(fn: Callable[..., Any], outputs: int, *tables: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Apply ``fn`` to slices of contexts and collect its ``outputs`` results of shape ``(contexts[, batch])``."""
+    """Apply ``fn`` to slices of contexts; collect its ``outputs`` results of shape ``(contexts[, batch])``."""
     first = tables[0]
     contexts = first.shape[1]
     per_context = max(1, first.size // max(1, contexts))
@@ -53,7 +53,7 @@ def _ratio_exact(p: Any, q: Any) -> Any:
 
 
 def log_ratio(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> np.ndarray:
-    """log(q/p) where p > 0 (-inf where q = 0), and 0 where p = 0; ``diff`` is q - p if known more accurately."""
+    """log(q/p) where p > 0 (-inf where q = 0), 0 where p = 0; ``diff`` is q - p if known more accurately."""
     if p.dtype == object:
         return np.frompyfunc(lambda a, b: exact(0) if a == 0 else log(b / a), 2, 1)(p, q)
     if diff is None:
@@ -102,7 +102,7 @@ def hellinger2(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def kl_family(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(KL(p‖q), KL(q‖p), E_p k3(q/p)); the last, over the support of p, is the first unless q has mass outside."""
+    """(KL(p‖q), KL(q‖p), E_p k3(q/p)); the last, over supp p, is the first unless q has mass outside."""
     if p.dtype == object:
         k3 = np.frompyfunc(lambda a, b: exact(0) if a == 0 else b - a + rel_entr(a, b), 2, 1)(p, q)
         return asum(rel_entr(p, q), 0), asum(rel_entr(q, p), 0), asum(k3, 0)

@@ -1,4 +1,4 @@
-"""A pair of policies and a reward, with every exact quantity the trust-region papers use, computed when asked for."""
+"""A pair of policies and a reward, with every exact quantity the trust-region papers use, on demand."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ __all__ = ["PolicyPair"]
 class PolicyPair(PolicyContrast):
     """Behaviour policy μ, target policy π and reward R on one token tree; all quantities are lazy and cached.
 
-    ``reward`` is a ``Reward`` or a list of level arrays; token rewards are replaced by the terminal reward with the
-    same returns.  If one of the policies is exact all three become exact.  Every attribute without other remark has the
-    batch shape; conventions as in ``PolicyContrast``.
+    ``reward`` is a ``Reward`` or a list of level arrays; token rewards are replaced by the terminal reward
+    with the same returns.  If one of the policies is exact all three become exact.  Every attribute without
+    other remark has the batch shape; conventions as in ``PolicyContrast``.
 
-    Raises ``ValueError`` if the tables do not fit the tree or are no distributions (``validate=False`` skips the latter).
+    Raises ``ValueError`` if the tables do not fit the tree or are no distributions (``validate=False`` skips
+    the latter).
 
     >>> tree = TokenTree(vocab=2, horizon=1)
     >>> pair = PolicyPair.from_levels(tree, [[["1/2", "1/2"]]], [[["1/4", "3/4"]]], [[["0", "1"]]])
@@ -34,7 +35,13 @@ class PolicyPair(PolicyContrast):
     """
 
     def __init__(
-        self, tree: TokenTree, behavior: Policy, target: Policy, reward: Reward | Sequence[Any], *, validate: bool = True
+        self,
+        tree: TokenTree,
+        behavior: Policy,
+        target: Policy,
+        reward: Reward | Sequence[Any],
+        *,
+        validate: bool = True,
     ) -> None:
         if not isinstance(reward, Reward):
             reward = Reward.from_levels(tree, reward, validate=validate)
@@ -45,7 +52,13 @@ class PolicyPair(PolicyContrast):
 
     @classmethod
     def from_levels(
-        cls, tree: TokenTree, behavior: Sequence[Any], target: Sequence[Any], reward: Sequence[Any], *, validate: bool = True
+        cls,
+        tree: TokenTree,
+        behavior: Sequence[Any],
+        target: Sequence[Any],
+        reward: Sequence[Any],
+        *,
+        validate: bool = True,
     ) -> Self:
         """Pair from three lists of level arrays in the public layout."""
         return cls(
@@ -57,7 +70,7 @@ class PolicyPair(PolicyContrast):
 
     @classmethod
     def from_flat(cls, tree: TokenTree, behavior: np.ndarray, target: np.ndarray, reward: np.ndarray) -> Self:
-        """Pair from arrays in the inner layout, a terminal reward, nothing checked: the fast way for searches."""
+        """Pair from arrays in the inner layout with a terminal reward, nothing checked: fast, for searches."""
         self = cls.__new__(cls)
         self.tree = tree
         self.behavior, self.target = Policy(tree, behavior), Policy(tree, target)
@@ -159,7 +172,7 @@ class PolicyPair(PolicyContrast):
         return self._levels_of_sequences(self._flat_remainder)
 
     def extremal_reward(self, sign: int = 1) -> Reward:
-        """The reward in {0, 1} that attains ``error_sup``: 1 where n(y) > 0 (where n(y) < 0 for ``sign=-1``)."""
+        """The reward in {0, 1} that attains ``error_sup``: 1 where n(y) > 0 (n(y) < 0 for ``sign=-1``)."""
         chosen = self._flat_remainder > 0 if sign > 0 else self._flat_remainder < 0
         values = indicator(chosen, self.is_exact)
         return Reward(self.tree, flow.place_on_endings(self.tree, values), self.batch_shape)

@@ -30,10 +30,10 @@ class Policy(Table):
 
     @classmethod
     def from_probs(cls, tree: TokenTree, levels: Sequence[Any], *, validate: bool = True) -> Self:
-        """Policy with ``levels[t][..., c, a]`` the probability of action ``a`` in context ``c`` of level ``t``.
+        """Policy with ``levels[t][..., c, a]`` the probability of action ``a`` in context ``c`` of level t.
 
-        Raises ``ValueError`` (level, entry, expectation named) unless every row is a distribution: exactly for
-        exact numbers, to 1e-9 for floats.
+        Raises ``ValueError`` (level, entry and expectation named) unless every row is a distribution: exactly
+        for exact numbers, to 1e-9 for floats.
         """
         return cls.from_levels(tree, levels, validate=validate)
 
@@ -43,9 +43,12 @@ class Policy(Table):
 
         Raises ``ValueError`` for NaN, +inf, or a context whose logits are all -inf.
         """
-        logits = Table.from_levels(tree, [np.asarray(level, dtype=np.float64) for level in levels], validate=False)
+        logits = Table.from_levels(
+            tree, [np.asarray(level, dtype=np.float64) for level in levels], validate=False
+        )
         logits._refuse(np.isnan(logits.flat) | (logits.flat == np.inf), "a logit < inf")
-        logits._refuse(np.broadcast_to(np.isneginf(logits.flat).all(axis=0), logits.flat.shape), "one logit > -inf in each context")
+        dead = np.isneginf(logits.flat).all(axis=0)
+        logits._refuse(np.broadcast_to(dead, logits.flat.shape), "one logit > -inf in each context")
         return cls(tree, softmax(logits.flat), logits.batch_shape)
 
     @classmethod
@@ -60,12 +63,18 @@ class Policy(Table):
 
     @classmethod
     def random(
-        cls, tree: TokenTree, *, seed: Any = 0, batch: tuple[int, ...] = (), concentration: Any = 1.0, zeros: float = 0.0
+        cls,
+        tree: TokenTree,
+        *,
+        seed: Any = 0,
+        batch: tuple[int, ...] = (),
+        concentration: Any = 1.0,
+        zeros: float = 0.0,
     ) -> Self:
         """Independent symmetric Dirichlet rows; small ``concentration`` gives nearly deterministic ones.
 
-        ``concentration`` may be an array of the batch shape.  Each action is switched off with probability ``zeros``
-        (one, drawn at random, always stays).  ``seed`` is anything ``numpy.random.default_rng`` takes.
+        ``concentration`` may be an array of the batch shape.  Each action is switched off with probability
+        ``zeros`` (one, drawn at random, always stays).  ``seed`` is anything ``numpy.random.default_rng`` takes.
         """
         rng = np.random.default_rng(seed)
         inner_batch = () if batch == () else (int(np.prod(batch)),)
@@ -93,7 +102,8 @@ class Policy(Table):
         levels = []
         for t, choice in enumerate(actions):
             chosen = np.asarray(choice)
-            if chosen.size and not (np.issubdtype(chosen.dtype, np.integer) and 0 <= chosen.min() and chosen.max() < tree.vocab):
+            whole = chosen.size == 0 or np.issubdtype(chosen.dtype, np.integer)
+            if not (whole and np.all((chosen >= 0) & (chosen < tree.vocab))):
                 raise ValueError(f"actions[{t}] = {choice}: expected integers in 0..{tree.vocab - 1}")
             levels.append((chosen[..., None] == np.arange(tree.vocab)).astype(np.float64))
         policy = cls.from_probs(tree, levels)
@@ -103,7 +113,7 @@ class Policy(Table):
 
     @classmethod
     def mixture(cls, first: Policy, second: Policy, alpha: Any) -> Policy:
-        """Token-level mixture ``alpha * first + (1 - alpha) * second`` at every context; ``alpha`` in [0, 1]."""
+        """Token-level mixture ``alpha * first + (1 - alpha) * second``, context by context; 0 ≤ alpha ≤ 1."""
         first, second, a = _mixable(first, second, alpha)
         return cls(first.tree, a * first.flat + (1 - a) * second.flat, first.batch_shape)
 
@@ -111,8 +121,8 @@ class Policy(Table):
     def sequence_mixture(cls, first: Policy, second: Policy, alpha: Any) -> Policy:
         """The policy whose sequence laws are ``alpha * first + (1 - alpha) * second``, prompt by prompt.
 
-        Its conditionals weigh the two policies by the posterior probability of each having produced the prefix; where
-        neither reaches a context the token-level mixture stands.
+        Its conditionals weigh the two policies by the posterior probability of each having produced the prefix;
+        where neither reaches a context the token-level mixture stands.
         """
         first, second, a = _mixable(first, second, alpha)
         tree, one = first.tree, np.ones_like(first.flat[0, 0])
@@ -127,26 +137,26 @@ class Policy(Table):
 
     def validate(self) -> None:
         """Raise ``ValueError`` at the first entry that is no probability or row that does not sum to one."""
+        sums = self.flat.sum(axis=0)
         if self.is_exact and any(isinstance(v, flint.arb) for v in self.flat.ravel()):
             negative = np.frompyfunc(lambda v: bool(v < 0), 1, 1)(self.flat).astype(bool)
             self._refuse(negative, "a probability in [0, 1]")
-            overlaps = np.frompyfunc(lambda v: flint.arb(v).contains(1), 1, 1)(self.flat.sum(axis=0)).astype(bool)
-            wrong = ~overlaps
+            wrong = ~np.frompyfunc(lambda v: flint.arb(v).contains(1), 1, 1)(sums).astype(bool)
         else:
             super().validate()
             self._refuse(self.flat < 0, "a probability in [0, 1]")
             slack: Any = 0 if self.is_exact else SUM_TOLERANCE
-            wrong = np.asarray(np.abs(self.flat.sum(axis=0) - 1) > slack, dtype=bool)
+            wrong = np.asarray(np.abs(sums - 1) > slack, dtype=bool)
         if wrong.any():
-            sums = flat_to_context_levels(self.tree, self.flat.sum(axis=0), self.batch_shape)
+            totals = flat_to_context_levels(self.tree, sums, self.batch_shape)
             for t, bad in enumerate(flat_to_context_levels(self.tree, wrong, self.batch_shape)):
                 where = np.argwhere(bad)
                 if len(where):
                     at = tuple(int(i) for i in where[0])
                     prompt, tokens = self.tree.context_label(t, at[-1])
                     raise ValueError(
-                        f"levels[{t}][{', '.join(map(str, at))}] (prompt {prompt}, context {tokens}) sums to {sums[t][at]}: "
-                        "expected 1"
+                        f"levels[{t}][{', '.join(map(str, at))}] (prompt {prompt}, context {tokens}) sums to "
+                        f"{totals[t][at]}: expected 1"
                     )
 
     # ---- occupancy and sequence laws
@@ -175,8 +185,9 @@ class Policy(Table):
 
     @cached_property
     def normalised_occupancy(self) -> list[np.ndarray]:
-        """Occupancy divided by the expected length: a distribution over all contexts (TOP-D, Definition 4.7)."""
-        return flat_to_context_levels(self.tree, self.flat_occupancy / self.flat_occupancy.sum(axis=0), self.batch_shape)
+        """Occupancy divided by the expected length, a distribution over all contexts (TOP-D, Def. 4.7)."""
+        d = self.flat_occupancy
+        return flat_to_context_levels(self.tree, d / d.sum(axis=0), self.batch_shape)
 
     @cached_property
     def flat_sequence_law(self) -> np.ndarray:
@@ -186,7 +197,8 @@ class Policy(Table):
     @cached_property
     def sequence_law(self) -> list[np.ndarray]:
         """Probabilities of complete sequences on their ending actions, zero elsewhere; level shapes."""
-        return flat_to_levels(self.tree, flow.place_on_endings(self.tree, self.flat_sequence_law), self.batch_shape)
+        flat = flow.place_on_endings(self.tree, self.flat_sequence_law)
+        return flat_to_levels(self.tree, flat, self.batch_shape)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -39,7 +39,8 @@ class Reward(Table):
 
 
 def terminal_reward(tree: TokenTree, fn: Callable[[int, tuple[int, ...]], Any]) -> Reward:
-    """Terminal reward ``fn(prompt, tokens)`` of every complete sequence, ``tokens`` including EOS where emitted.
+    """Terminal reward ``fn(prompt, tokens)`` of every complete sequence, ``tokens`` including EOS where
+    emitted.
 
     Exact if any value is a Fraction, fmpq or fraction string (all are then exact), else float64.
 

@@ -16,7 +16,8 @@ __all__ = ["SingleState"]
 
 
 class SingleState:
-    """``p`` (student or behaviour) and ``q`` (teacher or target) over actions, last axis; leading axes are a batch.
+    """``p`` (student or behaviour) and ``q`` (teacher or target) over actions, last axis; leading axes are a
+    batch.
 
     ``values`` (optional, same shape) are values of the actions.  Exact if any input is.
 
@@ -32,7 +33,9 @@ class SingleState:
         if any(a.dtype == object for a in arrays):
             arrays = [as_numbers(a.astype(object)) for a in arrays]
         if any(a.shape != arrays[0].shape for a in arrays) or arrays[0].ndim == 0:
-            raise ValueError(f"shapes {[a.shape for a in arrays]}: expected one common shape (batch..., actions)")
+            raise ValueError(
+                f"shapes {[a.shape for a in arrays]}: expected one common shape (batch..., actions)"
+            )
         self.p, self.q = arrays[:2]
         self.values = arrays[2] if values is not None else None
         if validate:

@@ -1,10 +1,11 @@
 """Tables over the contexts and actions of a token tree, in floating point or exact.
 
-Public layout: a list of ``horizon`` arrays ``(batch..., contexts(t), vocab)``.  Inner layout: one array ``flat`` of
-shape ``(vocab, contexts_total)`` or ``(vocab, contexts_total, batch)``, actions first (EOS last among them), then the
-contexts level by level, within a level with the *newest* token most significant, and the batch last.  In that order
-the children of a level by all continuing tokens are ``branching`` contiguous copies of the level, so that one step
-of forward occupancy or of backward values is one contiguous multiplication.
+Public layout: a list of ``horizon`` arrays ``(batch..., contexts(t), vocab)``.  Inner layout: one array
+``flat`` of shape ``(vocab, contexts_total)`` or ``(vocab, contexts_total, batch)``, actions first (EOS last
+among them), then the contexts level by level, within a level with the *newest* token most significant, and
+the batch last.  In that order the children of a level by all continuing tokens are ``branching`` contiguous
+copies of the level, so that one step of forward occupancy or of backward values is one contiguous
+multiplication.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def to_float(x: Any) -> Any:
 
 
 def as_numbers(x: Any) -> np.ndarray:
-    """Array of float64, or of exact rationals if the entries are Fractions, fmpq, balls or fraction strings."""
+    """Array of float64, or of exact rationals for entries that are Fractions, fmpq, balls or strings."""
     array = np.asarray(x)
     if array.dtype == object or array.dtype.kind in "US":
         return np.asarray(_to_exact(array), dtype=object)
@@ -67,7 +68,8 @@ class Table:
 
     @classmethod
     def from_levels(cls, tree: TokenTree, levels: Sequence[Any], *, validate: bool = True) -> Self:
-        """Build from the public layout; ``validate=False`` skips the checks of the entries, not those of shapes.
+        """Build from the public layout; ``validate=False`` skips the checks of the entries, not those of
+        shapes.
 
         Raises ``ValueError`` naming the level and entry.
         """
@@ -130,8 +132,12 @@ class Table:
         if batch_shape == self.batch_shape:
             return self
         ones = (1,) * (len(batch_shape) - len(self.batch_shape)) + self.batch_shape
-        spread = np.broadcast_to(self.flat.reshape((*self.flat.shape[:2], *ones)), (*self.flat.shape[:2], *batch_shape))
-        return type(self)(self.tree, np.ascontiguousarray(spread.reshape((*self.flat.shape[:2], -1))), batch_shape)
+        spread = np.broadcast_to(
+            self.flat.reshape((*self.flat.shape[:2], *ones)), (*self.flat.shape[:2], *batch_shape)
+        )
+        return type(self)(
+            self.tree, np.ascontiguousarray(spread.reshape((*self.flat.shape[:2], -1))), batch_shape
+        )
 
     def __getitem__(self, index: Any) -> Self:
         """Select instances along a one-dimensional batch."""
@@ -153,7 +159,9 @@ def _levels_to_flat(tree: TokenTree, levels: Sequence[Any]) -> tuple[np.ndarray,
     exact_numbers = any(array.dtype == object for array in arrays)
     inner_batch = () if batch_shape == () else (int(np.prod(batch_shape)),)
     tree.check_memory(int(np.prod(batch_shape)))
-    flat = np.empty((tree.vocab, tree.contexts_total, *inner_batch), dtype=object if exact_numbers else np.float64)
+    flat = np.empty(
+        (tree.vocab, tree.contexts_total, *inner_batch), dtype=object if exact_numbers else np.float64
+    )
     order = list(tree.action_order)
     for t, array in enumerate(arrays):
         if exact_numbers and array.dtype != object:
@@ -184,7 +192,9 @@ def flat_to_levels(tree: TokenTree, flat: np.ndarray, batch_shape: tuple[int, ..
     return levels
 
 
-def flat_to_context_levels(tree: TokenTree, flat: np.ndarray, batch_shape: tuple[int, ...]) -> list[np.ndarray]:
+def flat_to_context_levels(
+    tree: TokenTree, flat: np.ndarray, batch_shape: tuple[int, ...]
+) -> list[np.ndarray]:
     """Public layout ``(batch..., contexts(t))`` of an inner array ``(contexts_total[, batch])``."""
     inner_batch = flat.shape[1:]
     levels = []

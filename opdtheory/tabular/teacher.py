@@ -17,7 +17,8 @@ __all__ = ["TeacherStudent"]
 
 
 class TeacherStudent:
-    """Student π, teacher q and, optionally, a candidate π̃ for the next student; lazy, cached, batch-shaped quantities.
+    """Student π, teacher q and, optionally, a candidate π̃ for the next student; lazy, cached, batch-shaped
+    quantities.
 
     The reward of a student is r = log(q/π); η(π) = E_π Σ_t r = -KL(π‖q) of sequences.
 
@@ -27,7 +28,9 @@ class TeacherStudent:
     (1/2, 1/4)
     """
 
-    def __init__(self, tree: TokenTree, teacher: Policy, student: Policy, candidate: Policy | None = None) -> None:
+    def __init__(
+        self, tree: TokenTree, teacher: Policy, student: Policy, candidate: Policy | None = None
+    ) -> None:
         self.tree = tree
         given = (student, teacher) if candidate is None else (student, teacher, candidate)
         self.student, self.teacher, *rest = aligned(tree, *given)
@@ -157,7 +160,11 @@ class TeacherStudent:
     @cached_property
     def candidate_return_frozen(self) -> Any:
         """E_π̃ Σ_t r with the reward r = log(q/π) frozen at the student's."""
-        return self._step._sum(local.weigh(self._step.target.flat_occupancy, flow.contract(self._step._pi, self.log_ratio_reward)))
+        return self._step._sum(
+            local.weigh(
+                self._step.target.flat_occupancy, flow.contract(self._step._pi, self.log_ratio_reward)
+            )
+        )
 
     @cached_property
     def candidate_surrogate(self) -> Any:

@@ -21,17 +21,21 @@ SUM_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Contexts of sequences over ``vocab`` actions with at most ``horizon`` tokens after one of ``prompts`` prompts.
+    """Contexts of sequences over ``vocab`` actions with at most ``horizon`` tokens after one of ``prompts``
+    prompts.
 
-    With ``eos`` (an action index) the other ``vocab - 1`` tokens continue a sequence and EOS ends it; without, every
-    token continues and all sequences have length ``horizon``.  At the last level every token ends the sequence.
-    Level ``t`` holds ``prompts * branching**t`` contexts in lexicographic order (prompt first); a table over the
-    tree is a list of ``horizon`` arrays of shape ``(batch..., contexts(t), vocab)``.  The child of context ``c``
-    by the continuing token of rank ``k`` (EOS left out of the ranking) is ``c * branching + k``.
+    With ``eos`` (an action index) the other ``vocab - 1`` tokens continue a sequence and EOS ends it;
+    without, every token continues and all sequences have length ``horizon``.  At the last level every token
+    ends the sequence. Level ``t`` holds ``prompts * branching**t`` contexts in lexicographic order (prompt
+    first); a table over the tree is a list of ``horizon`` arrays of shape ``(batch..., contexts(t), vocab)``.
+    The child of context ``c`` by the continuing token of rank ``k`` (EOS left out of the ranking) is ``c *
+    branching + k``.
 
-    ``prompt_probs`` are weights of the prompts (uniform by default), numbers or fraction strings summing to one.
+    ``prompt_probs`` are weights of the prompts (uniform by default), numbers or fraction strings summing to
+    one.
 
-    Raises ``ValueError`` if a size is not a positive integer, EOS is out of range or the weights are no distribution.
+    Raises ``ValueError`` if a size is not a positive integer, EOS is out of range or the weights are no
+    distribution.
 
     >>> tree = TokenTree(vocab=3, horizon=2, eos=2)
     >>> [tree.contexts(t) for t in range(2)], tree.branching, tree.sequences_total
@@ -51,8 +55,14 @@ class TokenTree:
                 raise ValueError(f"{name} = {value!r}: expected a positive integer")
             object.__setattr__(self, name, int(value))
         if self.eos is not None:
-            if isinstance(self.eos, bool) or not isinstance(self.eos, (int, np.integer)) or not 0 <= self.eos < self.vocab:
-                raise ValueError(f"eos = {self.eos!r}: expected None or an action index in 0..{self.vocab - 1}")
+            if (
+                isinstance(self.eos, bool)
+                or not isinstance(self.eos, (int, np.integer))
+                or not 0 <= self.eos < self.vocab
+            ):
+                raise ValueError(
+                    f"eos = {self.eos!r}: expected None or an action index in 0..{self.vocab - 1}"
+                )
             object.__setattr__(self, "eos", int(self.eos))
         if self.prompt_probs is not None:
             object.__setattr__(self, "prompt_probs", self._checked_prompts(self.prompt_probs))
@@ -114,7 +124,7 @@ class TokenTree:
         return 8 * self.pairs_total * batch
 
     def check_memory(self, batch: int = 1, tables: int = 1) -> None:
-        """Raise ``ValueError`` if ``tables`` float64 tables cannot fit in the machine's memory; allocates nothing."""
+        """Raise ``ValueError`` if ``tables`` float64 tables exceed the machine's memory; allocates nothing."""
         need, have = tables * self.nbytes(batch), _physical_memory()
         if need > have:
             raise ValueError(
