@@ -21,3 +21,16 @@ def mismatch(run: Run) -> dict[str, Any]:
     from .mismatch import mismatch
 
     return mismatch(run)
+
+
+@experiment(
+    "distill",
+    summary="on-policy distillation of a real student: advantage forms, TOP-D, TrOPD, full-vocabulary references",
+    needs=NEEDS,
+    defaults=settings.DISTILL,
+)
+def distill(run: Run) -> dict[str, Any]:
+    """See :mod:`opdtheory.harness.distill`."""
+    from .distill import distill
+
+    return distill(run)

@@ -49,3 +49,32 @@ MISMATCH: dict[str, Any] = {
     "chunk": 8,
     "scenarios": list(SCENARIOS),
 }
+
+DISTILL: dict[str, Any] = {
+    "seed": 0,
+    "student": {**SPEC, "drop_layers": [12, 15, 18, 21]},
+    "teacher": dict(SPEC),
+    "methods": [
+        "immediate", "togo", "togo-baseline", "expected", "topd-immediate", "topd", "tropd-gate", "tropd-clip", "tropd-mask",
+        "tropd", "full-rkl", "full-jsd",
+    ],
+    "steps": 12,
+    "prompts_per_step": 2,
+    "group": 2,
+    "max_tokens": 32,
+    "learning_rate": 1e-5,
+    "weight_decay": 0.0,
+    "train": "all",
+    "alpha": 0.1,
+    "tau": -2.0,
+    "entropy_tau": 0.5,
+    "topk": 64,
+    "beta_guidance": 0.001,
+    "lambda": 0.9,
+    "guided_tokens": 16,
+    "evaluation_prompts": 4,
+    "evaluation_tokens": 32,
+    "checkpoint_every": 6,
+    "chunk": 32,
+}  # fmt: skip
+"""On-policy distillation: 12 steps of the packaged model without four of its middle layers, towards the whole model."""
