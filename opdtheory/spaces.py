@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import flint
 import numpy as np
 
 from opdtheory.elementary import exact
+from opdtheory.tabular import PolicyPair, SingleState, TeacherStudent, TokenTree
 from opdtheory.verification.blocks import Block, Box, LogBox, Simplex, Values
 
 __all__ = ["Box", "LogBox", "Scalars", "Simplex", "Size", "Space", "policy_pairs", "scalars", "single_states",
@@ -120,8 +122,6 @@ def single_states(
         return out | scalar_blocks
 
     def build(b: Values, vocab: int) -> Any:
-        from opdtheory.tabular import SingleState
-
         p = _restrict(b["p"], b["q"]) if absolutely_continuous else b["p"]
         named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
         return SingleState(p, b["q"], values=b.get("values"), **named)
@@ -152,13 +152,12 @@ WITH_EOS = (_size(2, 2, eos=1), _size(3, 2, eos=2), _size(2, 3, eos=1), _size(3,
 
 
 def _levels(tree: Any) -> list[tuple[int, int]]:
-    return [tree.level_shape(t) for t in range(tree.horizon)]
+    return [(tree.contexts(t), tree.vocab) for t in range(tree.horizon)]
 
 
-def _tree(vocab: int, horizon: int, eos: int | None, prompts: int, prompt_probs: Any = None) -> Any:
-    from opdtheory.tabular import TokenTree
-
-    return TokenTree(vocab=vocab, horizon=horizon, eos=eos, prompts=prompts, prompt_probs=prompt_probs)
+@lru_cache(maxsize=256)
+def _tree(vocab: int, horizon: int, eos: int | None, prompts: int) -> TokenTree:
+    return TokenTree(vocab=vocab, horizon=horizon, eos=eos, prompts=prompts)
 
 
 def _policy_blocks(name: str, tree: Any, zeros: bool) -> dict[str, Block]:
@@ -199,7 +198,6 @@ def policy_pairs(
     sizes: tuple[Size, ...] = SMALL,
     absolutely_continuous: bool = False,
     full_support: bool = False,
-    shared_prompts: bool = True,
 ) -> Space:
     """Behaviour μ, target π and a terminal reward on token trees.
 
@@ -208,7 +206,6 @@ def policy_pairs(
             sup over R in [0, 1] of |Error| for the given policies; None leaves the reward zero.
         absolutely_continuous: restrict supp π to supp μ at every context.
         full_support: no zero probabilities at all.
-        shared_prompts: prompts are weighted equally (otherwise their weights are free too).
     """
 
     def blocks(vocab: int, horizon: int, eos: int | None, prompts: int) -> dict[str, Block]:
@@ -219,8 +216,6 @@ def policy_pairs(
         return out
 
     def build(b: Values, vocab: int, horizon: int, eos: int | None, prompts: int) -> Any:
-        from opdtheory.tabular import PolicyPair
-
         tree = _tree(vocab, horizon, eos, prompts)
         mu = [b[f"mu.{t}"] for t in range(horizon)]
         pi = [b[f"pi.{t}"] for t in range(horizon)]
@@ -229,7 +224,7 @@ def policy_pairs(
         levels = _reward_levels(tree, b)
         pair = PolicyPair.from_levels(tree, mu, pi, levels, validate=False)
         if reward == "extremal":
-            pair = PolicyPair.from_levels(tree, mu, pi, pair.extremal_reward(), validate=False)
+            pair = pair.with_reward(pair.extremal_reward())
         return pair
 
     return Space(
@@ -265,8 +260,6 @@ def teacher_students(
         return out | scalar_blocks
 
     def build(b: Values, vocab: int, horizon: int, eos: int | None, prompts: int) -> Any:
-        from opdtheory.tabular import TeacherStudent
-
         tree = _tree(vocab, horizon, eos, prompts)
         levels = {name: [b[f"{name}.{t}"] for t in range(horizon)] for name in names}
         named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}

@@ -117,6 +117,11 @@ class Box:
     lo: float = 0.0
     hi: float = 1.0
 
+    @property
+    def _ends(self) -> tuple[flint.fmpq, flint.fmpq]:
+        """The ends as the decimal fractions they were written as, not as their binary approximations."""
+        return exact(str(self.lo)), exact(str(self.hi))
+
     def decode(self, theta: Array) -> Array:
         x = theta.reshape(*theta.shape[:-1], *self.shape)
         return self.lo + (self.hi - self.lo) * np.clip(0.5 + x / _BOX_SPAN, 0.0, 1.0)
@@ -131,7 +136,7 @@ class Box:
         return np.clip(rng.uniform(-8, 8, size=(n, 1)) + spread * rng.normal(size=(n, size)), -LIMIT, LIMIT)
 
     def rationalise(self, value: Array, denominator: int) -> Array:
-        lo, hi = exact(self.lo), exact(self.hi)
+        lo, hi = self._ends
         out = np.empty(self.shape, dtype=object)
         for index in np.ndindex(self.shape):
             q = flint.fmpq(round(float(value[index]) * denominator), denominator)
@@ -139,13 +144,14 @@ class Box:
         return out
 
     def simpler(self, value: Array) -> Iterator[tuple[tuple[int, ...], flint.fmpq]]:
-        ends = [exact(0)] if self.lo <= 0 <= self.hi else []
-        ends += [exact(self.lo), exact(self.hi)]
+        lo, hi = self._ends
+        ends = [exact(0)] if lo <= 0 <= hi else []
+        ends += [lo, hi]
         for index in np.ndindex(self.shape):
             v = value[index]
             coarse = [flint.fmpq(round(float(v.p) / float(v.q) * d), d) for d in (1, 2, 3, 4, 5, 10, 20, 100)]
             for option in [*ends, *coarse]:
-                if self.lo <= option <= self.hi and _cost(option) < _cost(v):
+                if lo <= option <= hi and _cost(option) < _cost(v):
                     yield index, option
 
 
@@ -164,10 +170,11 @@ class LogBox(Box):
     def rationalise(self, value: Array, denominator: int) -> Array:
         """Round to about log10(denominator) significant digits: relative, not absolute, precision."""
         digits = max(1, math.ceil(math.log10(denominator)))
+        lo, hi = self._ends
         out = np.empty(self.shape, dtype=object)
         for index in np.ndindex(self.shape):
             q = exact(f"{float(value[index]):.{digits}g}")
-            out[index] = min(max(q, exact(self.lo)), exact(self.hi))
+            out[index] = min(max(q, lo), hi)
         return out
 
 

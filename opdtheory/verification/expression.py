@@ -139,8 +139,10 @@ def _argument(value: Any) -> Any:
     if isinstance(value, int | str) and not isinstance(value, bool):
         return value
     node = _leaf(value)
+    if node[0] == "prim" and len(node) == 2:
+        return {"scalar": node[1]}
     if node[0] != "const":
-        raise NotRecordable("an argument of a primitive must be a number, not another recorded quantity")
+        raise NotRecordable("an argument of a primitive must be a number or a named scalar of the instance")
     return node[1]
 
 

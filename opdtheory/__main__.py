@@ -1,0 +1,5 @@
+"""``python -m opdtheory``."""
+
+from opdtheory.cli import main
+
+main()

@@ -1,0 +1,277 @@
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 good; 1 a difference, a failed condition or a refused certificate; 2 bad input; 3 undecided where a
+decision was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import opdtheory
+from opdtheory import checker
+from opdtheory.verification import runner
+from opdtheory.verification.ascent import SidesError
+from opdtheory.verification.certificate import file_name, write_json
+from opdtheory.verification.claim import Claim
+from opdtheory.verification.engine import BUDGETS, search
+from opdtheory.verification.registry import load_catalogue
+from opdtheory.verification.userclaims import load_user_claims
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=opdtheory.__doc__)
+out = Console()
+err = Console(stderr=True, soft_wrap=True)
+
+
+class Effort(StrEnum):
+    quick = "quick"
+    default = "default"
+    thorough = "thorough"
+
+
+class SourceKey(StrEnum):
+    topd = "topd"
+    opd = "opd"
+    trm = "trm"
+    tropd = "tropd"
+    dppo = "dppo"
+    ours = "ours"
+
+
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+SourceOption = Annotated[SourceKey | None, typer.Option(help="Only claims of this source.")]
+
+
+def refuse(message: str) -> typer.Exit:
+    """Print one line on stderr and leave with the exit code for bad input."""
+    err.print(message, style="red", highlight=False, markup=False)
+    return typer.Exit(2)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"opdtheory {opdtheory.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+def _claim(claim_id: str) -> Claim:
+    try:
+        return load_catalogue().get(claim_id)
+    except KeyError as problem:
+        raise refuse(f"opdtheory: {problem.args[0]}") from None
+
+
+def _recorded() -> dict[str, Any]:
+    if not runner.RECORD.exists():
+        return {}
+    return {row["id"]: row for row in runner.load_record()["claims"]}
+
+
+@app.command("list")
+def list_claims(
+    source: SourceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Every claim with its locator, title and recorded status."""
+    from opdtheory.report.tables import claims_table
+
+    recorded = _recorded()
+    rows = []
+    for claim in load_catalogue():
+        key = claim.source.key if claim.source else "user"
+        if source is not None and key != source.value:
+            continue
+        row = recorded.get(claim.id, {})
+        rows.append(
+            {"id": claim.id, "source": key, "locator": claim.locator, "title": claim.title,
+             "as_printed": row.get("as_printed"), "status": row.get("status")}
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        out.print(claims_table(rows))
+
+
+@app.command()
+def show(claim_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Statement, hypotheses, verdict, evidence, counterexamples or witness of one claim."""
+    from opdtheory.report.tables import claim_page
+
+    claim = _claim(claim_id)
+    out.print(claim_page(claim, _recorded().get(claim.id)))
+
+
+def _select(targets: list[str] | None, source: SourceKey | None) -> list[Claim]:
+    catalogue = load_catalogue()
+    chosen: list[Claim] = []
+    for target in targets or []:
+        if target.endswith(".py"):
+            try:
+                chosen += load_user_claims(Path(target))
+            except (OSError, ValueError) as problem:
+                raise refuse(f"opdtheory: {problem}") from None
+        else:
+            chosen.append(_claim(target))
+    if not targets:
+        chosen = list(catalogue)
+    if source is not None:
+        chosen = [c for c in chosen if c.source is not None and c.source.key == source.value]
+    if not chosen:
+        raise refuse("opdtheory: no claims selected")
+    return chosen
+
+
+@app.command("verify")
+def verify_command(
+    targets: Annotated[list[str] | None, typer.Argument(metavar="[ID… | my_claims.py]")] = None,
+    source: SourceOption = None,
+    effort: Annotated[Effort, typer.Option(help="quick replays certificates; thorough adds mutants and wide sweeps.")] = Effort.default,
+    seed: Annotated[int, typer.Option(help="The only source of randomness.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="Where the processes run.")] = Engine.local,
+    json_file: JsonFile = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained report.")] = None,
+    certificates: Annotated[Path | None, typer.Option(help="Write certificates of refuted claims into this folder.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare with the committed record; exit 1 on a difference.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Make this run the committed record (maintainers).")] = False,
+) -> None:
+    """Give claims their verdicts."""
+    from opdtheory.report.tables import verdict_table
+
+    claims = _select(targets, source)
+    begin = time.perf_counter()
+    finished: list[Any] = []
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    interrupted = False
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("verifying", total=len(claims))
+
+        def on_done(verdict: Any) -> None:
+            finished.append(verdict)
+            progress.update(task, advance=1, description=verdict.claim.id)
+
+        try:
+            with runner.backend(engine.value, jobs):
+                verdicts = runner.run(claims, effort=effort.value, seed=seed, jobs=jobs, on_done=on_done)
+        except KeyboardInterrupt:
+            verdicts, interrupted = finished, True
+        except ValueError as problem:
+            raise refuse(f"opdtheory: {problem}") from None
+    document = runner.results(verdicts, effort.value, seed, time.perf_counter() - begin)
+    if certificates is not None:
+        runner.write_certificates(verdicts, certificates)
+    if record:
+        runner.write_record(verdicts, document)
+    if json_file is not None:
+        write_json(json_file, document)
+    if html is not None:
+        from opdtheory.report.page import write_report
+
+        write_report(document, verdicts, html)
+    out.print(verdict_table(document))
+    for line in document["summary"]["disagreements"]:
+        err.print(line, style="yellow", highlight=False, markup=False)
+    if interrupted:
+        err.print(f"interrupted after {len(verdicts)} of {len(claims)} claims; what was finished has been written", markup=False)
+        raise typer.Exit(130)
+    failed = bool(document["summary"]["disagreements"])
+    if check:
+        differences = runner.differences(document, runner.load_record())
+        for line in differences:
+            err.print(f"differs from the record: {line}", style="red", highlight=False, markup=False)
+        failed = failed or bool(differences)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command("search")
+def search_command(
+    claim_id: Annotated[str, typer.Argument(metavar="ID")],
+    seconds: Annotated[float | None, typer.Option(min=0, help="Search this long (not reproducible).")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Rounds of ascent per size (reproducible).")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    vocab: Annotated[int | None, typer.Option(min=1)] = None,
+    horizon: Annotated[int | None, typer.Option(min=1)] = None,
+    scale: Annotated[str | None, typer.Option(help="Multiply the right-hand side by this number.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Maximise lhs/(C·rhs); print the best ratio and instance; write a certificate when the claim is refuted."""
+    from fractions import Fraction
+
+    from opdtheory.report.tables import search_summary
+
+    claim = _claim(claim_id)
+    if scale is not None:
+        try:
+            claim = claim.scaled(Fraction(scale))
+        except ValueError as problem:
+            raise refuse(f"opdtheory: --scale {scale}: {problem}") from None
+    if claim.space is None:
+        raise refuse(f"opdtheory: {claim.id} is {claim.form}: there is nothing to search")
+    sizes = claim.space.sizes
+    if vocab is not None or horizon is not None:
+        wanted = {k: v for k, v in (("vocab", vocab), ("horizon", horizon)) if v is not None}
+        if not set(wanted) <= set(sizes[0]):
+            raise refuse(f"opdtheory: {claim.id} quantifies over {claim.space.description}; it has no {', '.join(set(wanted) - set(sizes[0]))}")
+        size = {**sizes[0], **wanted}
+        if size.get("eos") is not None:
+            size["eos"] = size["vocab"] - 1
+        sizes = (size,)
+    budget = BUDGETS["default"]
+    if iterations is not None:
+        budget = type(budget)(lanes=budget.lanes, samples=budget.samples, rounds=iterations)
+    try:
+        result = search(claim, seconds=seconds, seed=seed, budget=budget, sizes=sizes)
+    except SidesError as problem:
+        raise refuse(f"opdtheory: {problem}") from None
+    path = None
+    if result.certificate is not None:
+        path = Path("build") / "certificates" / file_name(claim.id)
+        write_json(path, result.certificate)
+    out.print(search_summary(result, path))
+    if json_file is not None:
+        write_json(json_file, result.to_dict(str(path) if path else None))
+
+
+@app.command("check")
+def check_command(paths: Annotated[list[Path], typer.Argument(metavar="CERT.json…")]) -> None:
+    """Replay certificates with the stand-alone checker; exit 0 only if each one is confirmed."""
+    raise typer.Exit(checker.main([str(p) for p in paths]))
+
+
+def main() -> None:
+    """Entry point of the ``opdtheory`` command."""
+    from opdtheory import cli_audit, cli_bounds, cli_figures, cli_run
+
+    app.command("bounds")(cli_bounds.bounds)
+    app.command("plan")(cli_bounds.plan)
+    app.command("audit")(cli_audit.audit)
+    app.command("audit-diff")(cli_audit.audit_diff)
+    app.command("run")(cli_run.run)
+    app.command("figures")(cli_figures.figures)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

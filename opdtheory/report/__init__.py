@@ -1,0 +1,1 @@
+"""Tables for the terminal, the self-contained page, and figures."""

@@ -1,0 +1,132 @@
+"""Terminal renderings of claims, verdicts and searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from opdtheory.verification.claim import Claim
+from opdtheory.verification.engine import SearchResult
+
+STATUS_STYLE = {
+    "proved": "bold green", "proved-on-paper": "green", "identity-tested": "green", "survived": "cyan",
+    "refuted": "bold red", "conditional": "yellow", "unit-tested": "blue", "recorded": "blue", "undecided": "bold yellow",
+}  # fmt: skip
+
+
+def _status(value: str | None) -> Text:
+    return Text(value or "not recorded", style=STATUS_STYLE.get(value or "", "dim"))
+
+
+def claims_table(rows: list[dict[str, Any]]) -> Table:
+    """id, locator, title, printed verdict and status of each claim."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "where", "title", "as printed", "status"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(Text(row["id"]), Text(row["locator"]), Text(row["title"]), row["as_printed"] or "–", _status(row["status"]))
+    return table
+
+
+def verdict_table(document: dict[str, Any]) -> Group:
+    """The table of a run, with its summary line."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "as printed", "status", "tightness", "evidence"):
+        table.add_column(name, overflow="ellipsis", no_wrap=name in {"id", "evidence"})
+    for row in document["claims"]:
+        ratio = row["best_ratio"]
+        tightness = f"{ratio:.4f}" if isinstance(ratio, float) else "–"
+        first = row["evidence"][0]["detail"] if row["evidence"] else ""
+        table.add_row(Text(row["id"]), row["as_printed"], _status(row["status"]), tightness, Text(first))
+    summary = document["summary"]
+    counts = ", ".join(f"{n} {status}" for status, n in summary["by_status"].items())
+    line = f"\n{summary['claims']} claims: {counts}; {summary['certificates']} certificates; {document['seconds']} s"
+    return Group(table, Text(line, style="bold"))
+
+
+def readable_instance(data: dict[str, Any]) -> Table:
+    """An instance's numbers, one row a context, probabilities as fractions."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            for t, level in enumerate(value):
+                rows = level if isinstance(level, list) and level and isinstance(level[0], list) else [level]
+                table.add_row(f"{name} t={t + 1}", Text("   ".join("(" + ", ".join(map(str, row)) + ")" for row in rows)))
+        elif isinstance(value, list):
+            table.add_row(name, Text("(" + ", ".join(map(str, value)) + ")"))
+        elif value is not None:
+            table.add_row(name, Text(str(value)))
+    return table
+
+
+def claim_page(claim: Claim, row: dict[str, Any] | None) -> Group:
+    """Everything about one claim: statement, hypotheses, verdict, evidence, witness, relations to other claims."""
+    source = f"{claim.source.title}, {claim.locator}" if claim.source else claim.locator
+    parts: list[Any] = [Text(f"{claim.id}  {claim.title}", style="bold"), Text(source, style="dim"), Text("")]
+    parts.append(Text(claim.statement or "(no statement)"))
+    for hypothesis in claim.hypotheses:
+        parts.append(Text(f"  assuming {hypothesis}"))
+    if claim.assumption:
+        parts.append(Text(f"  not stated by the source, needed: {claim.assumption}", style="yellow"))
+    if row is None:
+        parts.append(Text("\nNo recorded verdict; run `opdtheory verify`.", style="yellow"))
+        return Group(*parts)
+    parts.append(Text.assemble("\nas printed: ", row["as_printed"], "   status: ", _status(row["status"])))
+    if isinstance(row["best_ratio"], float):
+        parts.append(Text(f"largest lhs/rhs found: {row['best_ratio']:.6g}   sharpness: {row['sharpness']}"))
+    for item in row["evidence"]:
+        parts.append(Text(f"  [{item['grade']}{'' if item['ok'] else ', against'}] {item['detail']}"))
+    useful = row["usefulness"]
+    if useful["detail"] or useful["useful_when"]:
+        parts.append(Text(f"usefulness: {useful['useful_when']} {useful['detail']}".rstrip()))
+    for name in ("sketch", "note"):
+        if row[name]:
+            parts.append(Text(f"{name}: {row[name]}"))
+    if row["proof"]:
+        parts.append(Text(f"proof: {row['proof']}"))
+    if row["corrected_by"]:
+        parts.append(Text(f"corrected or sharpened by: {', '.join(row['corrected_by'])}"))
+    if row["depends_on"]:
+        parts.append(Text(f"rests on: {', '.join(row['depends_on'])}"))
+    for path in row["certificates"]:
+        parts.append(Text(f"certificate: {path}"))
+        parts.extend(_certificate(path))
+    if row["witness"] is not None:
+        parts += [Text("tightness witness:"), readable_instance(row["witness"])]
+    return Group(*parts)
+
+
+def _certificate(path: str) -> list[Any]:
+    """The counterexample behind a certificate, if the checkout that holds it is at hand."""
+    from opdtheory import checker
+    from opdtheory.verification.engine import ROOT
+
+    file = ROOT / path
+    if not file.exists():
+        return []
+    certificate = checker.load(file)
+    return [Text(f"  {certificate['sentence']}", style="red"), readable_instance(certificate["instance"])]
+
+
+def search_summary(result: SearchResult, path: Path | None) -> Group:
+    """What a search found."""
+    verdict = Text("refuted", style="bold red") if result.refuted else Text("not refuted", style="cyan")
+    parts: list[Any] = [Text.assemble(result.claim.id, ": ", verdict)]
+    if result.best_ratio is not None:
+        parts.append(Text(f"best lhs/(C·rhs) = {result.best_ratio:.9g}"))
+    elif not result.refuted:
+        parts.append(Text(f"best score {result.best_score:.6g} (above 0 would be a violation)"))
+    parts.append(Text(f"{result.instances} instances, {result.ascents} ascents, {result.seconds:.1f} s, seed {result.seed}"))
+    if result.note:
+        parts.append(Text(result.note, style="yellow"))
+    if result.instance is not None:
+        parts.append(readable_instance(result.instance))
+    if path is not None:
+        parts.append(Text(f"certificate: {path}"))
+    return Group(*parts)

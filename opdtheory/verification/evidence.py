@@ -1,0 +1,24 @@
+"""Evidence: what has been established about a claim, by which means."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Grade = Literal[
+    "symbolic", "balls", "exhaustive", "computed", "paper", "lemma", "identity-test", "search", "certificate", "check", "error"
+]
+
+PROOF_GRADES = frozenset({"symbolic", "balls", "exhaustive", "computed"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One finding.  ``ok`` says whether it supports the claim; ``detail`` states scope and numbers in one line."""
+
+    grade: Grade
+    ok: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
