@@ -1,0 +1,1824 @@
+"""Replay certificates of refuted claims, independently of everything else.
+
+A certificate says: on this instance, written in fractions, the hypotheses hold and ``lhs relation scale·rhs`` fails.
+This file confirms or refuses that.  It imports the Python standard library only, nothing of the package it comes with,
+and computes every named quantity from its definition: sequences are enumerated one by one, probabilities are products
+of exact fractions, and the only inexact steps (logarithm, exponential, square root) are enclosed between two rational
+numbers by the series below, whose truncation and rounding errors are bounded and added outwards.
+
+Run it as ``python -I checker.py CERTIFICATE.json ...``: exit status 0 if every certificate is confirmed, 1 if one is
+refused, 2 if one cannot be read at all.  Whatever this file does not fully understand, it refuses.
+
+Sections: 1 intervals, 2 reading numbers and instances, 3 policy pairs, 4 teacher and student, 5 single states,
+6 scalars, 7 discounted decision processes, 8 iterated maps, 9 gradient fields, 10 expressions, 11 certificates,
+12 command line.  A primitive is a function of an instance registered with ``@primitive(kind)``.
+
+Units are nats; ``KL(p‖q)`` is Σ p log(p/q); 0·log 0 = 0; a divergence is +inf where mass is not covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from itertools import product as cartesian
+from typing import Any
+
+SCHEMA_VERSION = 1
+PRECISIONS = (96, 192, 384, 768, 1536)
+"""Bits carried by the interval arithmetic; raised step by step until a comparison is decided."""
+RELATIVE_WIDTH = Fraction(1, 10**9)
+"""A recorded enclosure must be at most this wide relative to its magnitude (or narrower than ``ABSOLUTE_WIDTH``)."""
+ABSOLUTE_WIDTH = Fraction(1, 10**30)
+MAX_SEQUENCES = 1 << 15
+MAX_NUMBERS = 1 << 18
+MAX_BYTES = 8 << 20
+MAX_NUMBER_LENGTH = 4000
+MAX_NODES = 20_000
+MAX_DEPTH = 200
+MAX_POWER = 1 << 20
+EXACT_BITS = 20_000
+"""Exact fractions longer than this are rounded outwards."""
+INF = math.inf
+
+
+class Refused(Exception):
+    """The certificate is understood well enough to say why it is not confirmed."""
+
+
+class Undecided(Exception):
+    """The precision at hand does not decide; a higher one may."""
+
+
+class BadInput(Exception):
+    """The file cannot be read as JSON at all."""
+
+
+# ============================================================================ 1 intervals
+
+
+def _down(x: Any, bits: int) -> Any:
+    """Largest number with ``bits`` significant bits that is at most ``x`` (or ``x`` itself if short)."""
+    if isinstance(x, float) or x == 0:
+        return x
+    n, d = x.numerator, x.denominator
+    if n.bit_length() <= bits and d & (d - 1) == 0:
+        return x
+    shift = bits - (n.bit_length() - d.bit_length())
+    if shift >= 0:
+        return Fraction((n << shift) // d, 1 << shift)
+    return Fraction((n // (d << -shift)) << -shift)
+
+
+def _up(x: Any, bits: int) -> Any:
+    return -_down(-x, bits)
+
+
+class Interval:
+    """A real number known to lie in [lo, hi]: fractions, or both ends the same infinity.
+
+    Operations return an interval that contains the result for every choice of operands inside.  An exact number is an
+    interval of width zero and stays exact under + - * / until it exceeds ``EXACT_BITS``.
+    """
+
+    __slots__ = ("bits", "hi", "lo")
+
+    def __init__(self, lo: Any, hi: Any, bits: int):
+        if isinstance(lo, float) or isinstance(hi, float):
+            if lo != hi or lo not in (INF, -INF):
+                raise Undecided("an unbounded interval")
+        elif lo > hi:
+            raise ArithmeticError("interval ends in the wrong order")
+        elif lo != hi or lo.numerator.bit_length() + lo.denominator.bit_length() > EXACT_BITS:
+            lo, hi = _down(lo, bits), _up(hi, bits)
+        self.lo, self.hi, self.bits = lo, hi, bits
+
+    @property
+    def is_exact(self) -> bool:
+        return self.lo == self.hi
+
+    @property
+    def is_infinite(self) -> bool:
+        return isinstance(self.lo, float)
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if certainly positive or negative, 0 if exactly zero; otherwise undecided."""
+        if self.lo > 0:
+            return 1
+        if self.hi < 0:
+            return -1
+        if self.lo == self.hi == 0:
+            return 0
+        raise Undecided("the sign of an intermediate quantity")
+
+    def _lift(self, other: Any) -> Interval:
+        return other if isinstance(other, Interval) else Interval(Fraction(other), Fraction(other), self.bits)
+
+    def __neg__(self) -> Interval:
+        return Interval(-self.hi, -self.lo, self.bits)
+
+    def __add__(self, other: Any) -> Interval:
+        other = self._lift(other)
+        if self.is_infinite or other.is_infinite:
+            if self.is_infinite and other.is_infinite and self.lo != other.lo:
+                raise Refused("an undefined difference of infinities")
+            return self if self.is_infinite else other
+        return Interval(self.lo + other.lo, self.hi + other.hi, self.bits)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Interval:
+        return self + (-self._lift(other))
+
+    def __rsub__(self, other: Any) -> Interval:
+        return self._lift(other) + (-self)
+
+    def __mul__(self, other: Any) -> Interval:
+        other = self._lift(other)
+        if self.is_infinite or other.is_infinite:
+            sign = self.sign * other.sign
+            if sign == 0:
+                raise Refused("an undefined product of zero and infinity")
+            return Interval(sign * INF, sign * INF, self.bits)
+        if self.lo >= 0 and other.lo >= 0:
+            return Interval(self.lo * other.lo, self.hi * other.hi, self.bits)
+        ends = [a * b for a in (self.lo, self.hi) for b in (other.lo, other.hi)]
+        return Interval(min(ends), max(ends), self.bits)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Interval:
+        other = self._lift(other)
+        if other.is_infinite:
+            if self.is_infinite:
+                raise Refused("an undefined quotient of infinities")
+            return Interval(Fraction(0), Fraction(0), self.bits)
+        if other.sign == 0:
+            raise Refused("a division by zero")
+        return self * Interval(1 / Fraction(other.hi), 1 / Fraction(other.lo), self.bits)
+
+    def __rtruediv__(self, other: Any) -> Interval:
+        return self._lift(other) / self
+
+    def __abs__(self) -> Interval:
+        if self.lo >= 0:
+            return self
+        if self.hi <= 0:
+            return -self
+        return Interval(Fraction(0), max(-self.lo, self.hi), self.bits)
+
+    def __pow__(self, n: int) -> Interval:
+        if n < 0:
+            return 1 / self ** (-n)
+        if n == 0:
+            return self._lift(1)
+        base = abs(self) if n % 2 == 0 else self
+        if not base.is_infinite and base.lo < 0 < base.hi or base.hi <= 0:
+            # an odd power is increasing: each end separately
+            return Interval(-_power(-base.lo, n, base.bits).hi, (_power(base.hi, n, base.bits).hi if base.hi > 0
+                            else -_power(-base.hi, n, base.bits).lo), base.bits)
+        return Interval(_power(base.lo, n, base.bits).lo, _power(base.hi, n, base.bits).hi, base.bits)
+
+    def __repr__(self) -> str:
+        return f"[{self.lo}, {self.hi}]"
+
+
+def _power(x: Any, n: int, bits: int) -> Interval:
+    """xⁿ for one number x ≥ 0 and n ≥ 1, by squaring and multiplying intervals."""
+    result, square = None, Interval(x, x, bits)
+    while True:
+        if n & 1:
+            result = square if result is None else result * square
+        n >>= 1
+        if not n:
+            return result
+        square = square * square
+
+
+def _ceil_shift(x: int, w: int) -> int:
+    return -((-x) >> w)
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -((-a) // b)
+
+
+def _atanh_bounds(n: int, d: int, w: int) -> tuple[int, int]:
+    """Integers below and above 2^w·atanh(n/d), for 0 ≤ n/d ≤ 1/2, from Σ zᵏ/k over odd k.
+
+    Lower sums round every step down, upper sums up; the tail after the last term kept is at most the next power
+    divided by 1 - z² ≤ 4/3 of it, hence 2·(next power)+1 covers it.
+    """
+    low, high = (n << w) // d, _ceil_div(n << w, d)
+    low2, high2 = (low * low) >> w, _ceil_shift(high * high, w)
+    sum_low, sum_high, k = 0, 0, 1
+    while high > 1:
+        sum_low += low // k
+        sum_high += _ceil_div(high, k)
+        low, high, k = (low * low2) >> w, _ceil_shift(high * high2, w), k + 2
+    return sum_low, sum_high + 2 * high + 1
+
+
+@lru_cache(maxsize=64)
+def _log2_bounds(w: int) -> tuple[int, int]:
+    """Integers below and above 2^w·log 2 = 2^w·2·atanh(1/3)."""
+    low, high = _atanh_bounds(1, 3, w)
+    return 2 * low, 2 * high
+
+
+@lru_cache(maxsize=1 << 16)
+def _log_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
+    """Fractions below and above log x for x > 0: x = m·2^k with 2/3 ≤ m ≤ 4/3, log m = 2·atanh((m-1)/(m+1))."""
+    if x == 1:
+        return Fraction(0), Fraction(0)
+    k = x.numerator.bit_length() - x.denominator.bit_length()
+    m = x / Fraction(2) ** k
+    while m > Fraction(4, 3):
+        m, k = m / 2, k + 1
+    while m < Fraction(2, 3):
+        m, k = m * 2, k - 1
+    n, d = m.numerator - m.denominator, m.numerator + m.denominator
+    # relative accuracy near x = 1: as many extra bits as z = n/d has leading zeros
+    w = bits + 16 + k.bit_length() + (max(0, d.bit_length() - abs(n).bit_length()) if k == 0 else 0)
+    low, high = _atanh_bounds(abs(n), d, w)
+    low, high = (2 * low, 2 * high) if n >= 0 else (-2 * high, -2 * low)
+    two_low, two_high = _log2_bounds(w)
+    low, high = (low + k * two_low, high + k * two_high) if k >= 0 else (low + k * two_high, high + k * two_low)
+    return Fraction(low, 1 << w), Fraction(high, 1 << w)
+
+
+@lru_cache(maxsize=1 << 12)
+def _exp_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
+    """Fractions below and above exp x: x = k·log 2 + r with 0 < r < 2, Taylor series of exp r, tail below 2·(next term)."""
+    if x == 0:
+        return Fraction(1), Fraction(1)
+    if abs(x) > 1 << 24:
+        raise Undecided(f"exp of a number as large as {float(x):.3g}")
+    w = bits + 32 + x.numerator.bit_length() - min(x.numerator.bit_length(), x.denominator.bit_length())
+    two_low, two_high = _log2_bounds(w)
+    x_low, x_high = (x.numerator << w) // x.denominator, _ceil_div(x.numerator << w, x.denominator)
+    k = x_low // two_high - 1
+    r_low, r_high = (x_low - k * two_high, x_high - k * two_low) if k >= 0 else (x_low - k * two_low, x_high - k * two_high)
+    if not 0 < r_low <= r_high < 2 << w:
+        raise ArithmeticError("argument reduction of exp left its range")
+    one = 1 << w
+    sum_low = term_low = sum_high = term_high = one
+    j = 1
+    while term_high > 1 or j < 4:
+        term_low = ((term_low * r_low) >> w) // j
+        term_high = _ceil_div(_ceil_shift(term_high * r_high, w), j)
+        sum_low, sum_high, j = sum_low + term_low, sum_high + term_high, j + 1
+    # from here on each term is at most half of the one before
+    sum_high += 2 * term_high + 1
+    scale = Fraction(2) ** k
+    return Fraction(sum_low, one) * scale, Fraction(sum_high, one) * scale
+
+
+def _sqrt_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
+    """Fractions below and above √x for x ≥ 0, equal if x is the square of a fraction."""
+    n, d = x.numerator, x.denominator
+    root_n, root_d = math.isqrt(n), math.isqrt(d)
+    if root_n * root_n == n and root_d * root_d == d:
+        return Fraction(root_n, root_d), Fraction(root_n, root_d)
+    shift = max(0, 2 * bits + d.bit_length() - n.bit_length())
+    shift += shift & 1
+    root = math.isqrt((n << shift) // d)
+    return Fraction(root, 1 << shift // 2), Fraction(root + 1, 1 << shift // 2)
+
+
+def _as_interval(x: Any, bits: int) -> Interval:
+    return x if isinstance(x, Interval) else Interval(Fraction(x), Fraction(x), bits)
+
+
+def log(x: Any, bits: int) -> Interval:
+    """Enclosure of the natural logarithm; log 0 = -inf."""
+    x = _as_interval(x, bits)
+    if x.is_infinite and x.lo > 0:
+        return x
+    if x.lo == x.hi == 0:
+        return Interval(-INF, -INF, bits)
+    if x.hi < 0:
+        raise Refused("the logarithm of a negative number")
+    if x.lo <= 0:
+        raise Undecided("the logarithm of a number not known to be positive")
+    low = _log_bounds(x.lo, bits)
+    return Interval(low[0], low[1] if x.is_exact else _log_bounds(x.hi, bits)[1], bits)
+
+
+def exp(x: Any, bits: int) -> Interval:
+    """Enclosure of the exponential."""
+    x = _as_interval(x, bits)
+    if x.is_infinite:
+        return x if x.lo > 0 else Interval(Fraction(0), Fraction(0), bits)
+    low = _exp_bounds(x.lo, bits)
+    return Interval(low[0], low[1] if x.is_exact else _exp_bounds(x.hi, bits)[1], bits)
+
+
+def sqrt(x: Any, bits: int) -> Interval:
+    """Enclosure of the square root; exact for squares of fractions."""
+    x = _as_interval(x, bits)
+    if x.is_infinite and x.lo > 0:
+        return x
+    if x.hi < 0:
+        raise Refused("the square root of a negative number")
+    if x.lo < 0:
+        raise Undecided("the square root of a number not known to be non-negative")
+    low = _sqrt_bounds(x.lo, bits)
+    return Interval(low[0], low[1] if x.is_exact else _sqrt_bounds(x.hi, bits)[1], bits)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """Larger of two numbers or intervals, as an enclosure."""
+    if not isinstance(a, Interval) and not isinstance(b, Interval):
+        return max(a, b)
+    bits = a.bits if isinstance(a, Interval) else b.bits
+    a, b = _as_interval(a, bits), _as_interval(b, bits)
+    return Interval(max(a.lo, b.lo), max(a.hi, b.hi), bits)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """Smaller of two numbers or intervals, as an enclosure."""
+    return -maximum(-a, -b)
+
+
+def largest(values: Iterable[Any]) -> Any:
+    """Maximum of a non-empty collection."""
+    values = list(values)
+    result = values[0]
+    for value in values[1:]:
+        result = maximum(result, value)
+    return result
+
+
+def smallest(values: Iterable[Any]) -> Any:
+    """Minimum of a non-empty collection."""
+    return -largest([-v for v in values])
+
+
+def weigh(weight: Any, value: Any) -> Any:
+    """weight·value with 0·inf = 0, for an exact weight."""
+    return Fraction(0) if weight == 0 else weight * value
+
+
+def total(values: Iterable[Any]) -> Any:
+    """Sum of fractions and intervals, the fractions exactly and first."""
+    exact, inexact = Fraction(0), None
+    for value in values:
+        if isinstance(value, Interval):
+            inexact = value if inexact is None else inexact + value
+        else:
+            exact += value
+    return exact if inexact is None else inexact + exact
+
+
+def product(values: Iterable[Any]) -> Any:
+    result = Fraction(1)
+    for value in values:
+        result = result * value
+    return result
+
+
+# ============================================================================ 2 reading numbers and instances
+
+PRIMITIVES: dict[str, dict[str, Callable[..., Any]]] = {
+    kind: {}
+    for kind in (
+        "policy_pair", "teacher_student", "single_state", "scalar", "discounted_mdp", "iterated_map", "gradient_field",
+    )
+}
+"""kind -> name -> function(instance, **arguments); the docstring of each says what it is."""
+
+_PREFIXES = {
+    "policy_pair": "pair_", "teacher_student": "teacher_", "single_state": "state_", "discounted_mdp": "mdp_",
+    "iterated_map": "map_", "gradient_field": "field_",
+}  # fmt: skip
+
+
+def primitive(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function under its name without the kind's prefix (``pair_``, ``teacher_``, ``state_``, ...).
+
+    It gets the instance and returns a Fraction or an Interval; logarithms and roots are ``x.log``, ``x.sqrt``, ``x.exp``.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for kind in kinds:
+            name = function.__name__
+            for prefix in _PREFIXES.values():
+                if name.startswith(prefix):
+                    name = name.removeprefix(prefix)
+                    break
+            if name in PRIMITIVES[kind]:
+                raise ValueError(f"primitive {name!r} of kind {kind!r} is defined twice")
+            PRIMITIVES[kind][name] = function
+        return function
+
+    return register
+
+
+_FRACTION = re.compile(r"(?:0|-?[1-9][0-9]*)(?:/[1-9][0-9]*)?")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_WORD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+def fraction(value: Any, where: str) -> Fraction:
+    """A canonical fraction string: ``3``, ``-2/7``; in lowest terms, no sign on zero, no decimals.
+
+    >>> fraction("-2/7", "scale")
+    Fraction(-2, 7)
+    """
+    if not isinstance(value, str) or len(value) > MAX_NUMBER_LENGTH or not value.isascii() or not _FRACTION.fullmatch(value):
+        raise Refused(f"{where}: {_short(value)} is not a fraction string such as \"2/7\"")
+    result = Fraction(value)
+    if str(result) != value:
+        raise Refused(f"{where}: {_short(value)} is not in lowest terms (expected {_short(str(result))})")
+    return result
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def integer(value: Any, where: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise Refused(f"{where}: {_short(value)} is not an integer from {low} to {high}")
+    return value
+
+
+def fields(value: Any, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """An object with exactly the required keys, and none but the optional ones besides."""
+    if not isinstance(value, dict):
+        raise Refused(f"{where}: expected an object, got {_short(value)}")
+    for key in required:
+        if key not in value:
+            raise Refused(f"{where}: the key {key!r} is missing")
+    for key in value:
+        if key not in required and key not in optional:
+            raise Refused(f"{where}: unknown key {_short(key)}")
+    return value
+
+
+def items(value: Any, where: str, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        raise Refused(f"{where}: expected a list{'' if length is None else f' of {length}'}, got {_short(value)}")
+    return value
+
+
+def vector(value: Any, where: str, length: int | None = None) -> list[Fraction]:
+    return [fraction(v, f"{where}[{i}]") for i, v in enumerate(items(value, where, length))]
+
+
+def distribution(value: Any, where: str, length: int | None = None) -> list[Fraction]:
+    """Non-negative fractions that sum to exactly 1."""
+    result = vector(value, where, length)
+    if not result or any(p < 0 for p in result):
+        raise Refused(f"{where}: a probability is negative, or there is none")
+    if sum(result) != 1:
+        raise Refused(f"{where}: probabilities sum to {_short(str(sum(result)))}, not to 1")
+    return result
+
+
+class Instance:
+    """What a certificate is about.  ``bits`` is the working precision of everything inexact."""
+
+    def __init__(self, data: Any, required: Sequence[str], optional: Sequence[str] = ()):
+        self.data = fields(data, "instance", required, (*optional, "scalars"))
+        self.bits = PRECISIONS[0]
+        self.scalars: dict[str, Fraction] = {}
+        if "scalars" in data:
+            self.scalars = _named_fractions(data["scalars"], "instance.scalars")
+
+    def log(self, x: Any) -> Interval:
+        return log(x, self.bits)
+
+    def exp(self, x: Any) -> Interval:
+        return exp(x, self.bits)
+
+    def sqrt(self, x: Any) -> Interval:
+        return sqrt(x, self.bits)
+
+    def log_ratio(self, a: Fraction, b: Fraction) -> Interval:
+        """log(a/b) of two probabilities, ±inf if one of them is zero."""
+        if b == 0:
+            if a == 0:
+                raise Refused("the logarithm of 0/0")
+            return self.infinity
+        return self.log(a / b)
+
+    @property
+    def infinity(self) -> Interval:
+        return Interval(INF, INF, self.bits)
+
+    def kl(self, p: Sequence[Fraction], q: Sequence[Fraction]) -> Any:
+        """KL(p‖q) = Σ p log(p/q)."""
+        return total(weigh(a, self.log_ratio(a, b)) for a, b in zip(p, q, strict=True) if a)
+
+    def chi2(self, q: Sequence[Fraction], p: Sequence[Fraction]) -> Any:
+        """χ²(q‖p) = Σ (q - p)²/p."""
+        if any(b and not a for a, b in zip(p, q, strict=True)):
+            return self.infinity
+        return total((b - a) ** 2 / a for a, b in zip(p, q, strict=True) if a)
+
+    def hellinger2(self, p: Sequence[Fraction], q: Sequence[Fraction]) -> Any:
+        """½ Σ (√p - √q)² = ½ Σ (p + q) - Σ √(pq)."""
+        return (sum(p) + sum(q)) / 2 - total(self.sqrt(a * b) for a, b in zip(p, q, strict=True) if a and b)
+
+    def k3(self, ratio: Fraction) -> Interval:
+        """k3(r) = r - 1 - log r."""
+        return ratio - 1 - self.log(ratio)
+
+
+def _named_fractions(value: Any, where: str) -> dict[str, Fraction]:
+    if not isinstance(value, dict) or not value:
+        raise Refused(f"{where}: expected an object of named fractions, got {_short(value)}")
+    for name in value:
+        if not _NAME.fullmatch(name):
+            raise Refused(f"{where}: {_short(name)} is not a name")
+    return {name: fraction(v, f"{where}.{name}") for name, v in value.items()}
+
+
+def tv(p: Sequence[Fraction], q: Sequence[Fraction]) -> Fraction:
+    """Total variation ½ Σ|p - q|."""
+    return sum((abs(a - b) for a, b in zip(p, q, strict=True)), Fraction(0)) / 2
+
+
+def dot(a: Sequence[Any], b: Sequence[Any]) -> Any:
+    return total(x * y for x, y in zip(a, b, strict=True))
+
+
+def unit_interval(alpha: Any, open_left: bool = False, open_right: bool = False) -> Fraction:
+    """An argument that must lie in [0, 1], with the open ends excluded."""
+    if isinstance(alpha, str) or not 0 <= alpha <= 1 or (open_left and alpha == 0) or (open_right and alpha == 1):
+        raise Refused(f"argument {alpha}: expected a number in the unit interval")
+    return Fraction(alpha)
+
+
+def below(index: Any, count: int, name: str = "index") -> int:
+    """An integer argument 0 ≤ index < count."""
+    return integer(index, f"argument {name}", 0, count - 1)
+
+
+Step = tuple[int, int, int]
+"""(level, context index at that level, token)"""
+
+
+class Tree(Instance):
+    """A token tree: prompts, alphabet, horizon, optional EOS.
+
+    Level t holds prompts·bᵗ contexts, b the number of tokens that continue; the child of context i by a continuing token
+    is i·b + (rank of the token among the continuing ones).  EOS ends a sequence; so does every token of the last level.
+    """
+
+    SHAPE = ("vocab", "horizon", "eos", "prompts", "prompt_probs")
+
+    def __init__(self, data: Any, required: Sequence[str], optional: Sequence[str] = ()):
+        super().__init__(data, (*self.SHAPE, *required), optional)
+        self.vocab = integer(data["vocab"], "instance.vocab", 1, MAX_SEQUENCES)
+        self.horizon = integer(data["horizon"], "instance.horizon", 1, 64)
+        self.prompts = integer(data["prompts"], "instance.prompts", 1, MAX_SEQUENCES)
+        self.eos = data["eos"]
+        if self.eos is not None:
+            integer(self.eos, "instance.eos", 0, self.vocab - 1)
+        self.prompt_probs = distribution(data["prompt_probs"], "instance.prompt_probs", self.prompts)
+        self.continuing = [a for a in range(self.vocab) if a != self.eos]
+        if self.prompts * sum(len(self.continuing) ** t for t in range(self.horizon)) * self.vocab > MAX_SEQUENCES:
+            raise Refused(f"instance: more than {MAX_SEQUENCES} context-token pairs")
+
+    def count(self, t: int) -> int:
+        """Number of contexts at level t."""
+        return self.prompts * len(self.continuing) ** t
+
+    def policy(self, name: str) -> list[list[list[Fraction]]]:
+        levels = items(self.data[name], f"instance.{name}", self.horizon)
+        return [
+            [
+                distribution(row, f"instance.{name}[{t}][{i}]", self.vocab)
+                for i, row in enumerate(items(level, f"instance.{name}[{t}]", self.count(t)))
+            ]
+            for t, level in enumerate(levels)
+        ]
+
+    def table(self, name: str) -> list[list[list[Fraction]]]:
+        levels = items(self.data[name], f"instance.{name}", self.horizon)
+        return [
+            [
+                vector(row, f"instance.{name}[{t}][{i}]", self.vocab)
+                for i, row in enumerate(items(level, f"instance.{name}[{t}]", self.count(t)))
+            ]
+            for t, level in enumerate(levels)
+        ]
+
+    @cached_property
+    def contexts(self) -> list[tuple[int, int]]:
+        """Every context of the tree, visited or not, as (level, index)."""
+        return [(t, i) for t in range(self.horizon) for i in range(self.count(t))]
+
+    @cached_property
+    def sequences(self) -> list[tuple[int, tuple[Step, ...]]]:
+        """Every complete sequence as (prompt, steps)."""
+        found: list[tuple[int, tuple[Step, ...]]] = []
+
+        def extend(prompt: int, index: int, steps: tuple[Step, ...]) -> None:
+            t = len(steps)
+            for a in range(self.vocab):
+                longer = (*steps, (t, index, a))
+                if a == self.eos or t == self.horizon - 1:
+                    found.append((prompt, longer))
+                else:
+                    extend(prompt, index * len(self.continuing) + self.continuing.index(a), longer)
+
+        for prompt in range(self.prompts):
+            extend(prompt, prompt, ())
+        return found
+
+    @cached_property
+    def prefixes(self) -> dict[tuple[int, int], tuple[int, tuple[Step, ...]]]:
+        """The prompt and the steps that lead to each context."""
+        found = {}
+        for prompt, steps in self.sequences:
+            for j, (t, i, _a) in enumerate(steps):
+                found[t, i] = (prompt, steps[:j])
+        return found
+
+    def law(self, policy: list[list[list[Fraction]]]) -> list[Fraction]:
+        """Probability of every sequence, prompt included."""
+        return [
+            self.prompt_probs[prompt] * product(policy[t][i][a] for t, i, a in steps) for prompt, steps in self.sequences
+        ]
+
+    def occupancy(self, policy: list[list[list[Fraction]]]) -> dict[tuple[int, int], Fraction]:
+        """Probability of visiting each context."""
+        return {
+            c: self.prompt_probs[prompt] * product(policy[t][i][a] for t, i, a in steps)
+            for c, (prompt, steps) in self.prefixes.items()
+        }
+
+    def expected_length(self, law: Sequence[Fraction]) -> Fraction:
+        """Mean number of generated tokens, EOS counted."""
+        return sum((w * len(steps) for w, (_p, steps) in zip(law, self.sequences, strict=True)), Fraction(0))
+
+
+# ============================================================================ 3 policy pairs
+
+
+class PolicyPair(Tree):
+    """Behaviour policy μ, target policy π, reward R(y) = sum of the reward table along the sequence."""
+
+    def __init__(self, data: Any):
+        super().__init__(data, ("behavior", "target", "reward"))
+        self.mu, self.pi = self.policy("behavior"), self.policy("target")
+        table = self.table("reward")
+        self.reward = [sum((table[t][i][a] for t, i, a in steps), Fraction(0)) for _p, steps in self.sequences]
+        self.law_mu, self.law_pi = self.law(self.mu), self.law(self.pi)
+        self.d_mu, self.d_pi = self.occupancy(self.mu), self.occupancy(self.pi)
+
+    def rows(self, c: tuple[int, int]) -> tuple[list[Fraction], list[Fraction]]:
+        """(μ(·|c), π(·|c))."""
+        return self.mu[c[0]][c[1]], self.pi[c[0]][c[1]]
+
+    def ratios(self, steps: Sequence[Step]) -> list[Fraction]:
+        """ρ_t = π/μ along a sequence of positive μ-probability."""
+        return [self.pi[t][i][a] / self.mu[t][i][a] for t, i, a in steps]
+
+    @cached_property
+    def visited(self) -> list[tuple[Fraction, Fraction, list[Fraction]]]:
+        """(μ(y), R(y), ratios) of every sequence with μ(y) > 0."""
+        return [
+            (w, r, self.ratios(steps))
+            for w, r, (_p, steps) in zip(self.law_mu, self.reward, self.sequences, strict=True)
+            if w
+        ]
+
+    @cached_property
+    def q(self) -> dict[Step, Fraction]:
+        """Q^μ(c, a) = E_μ[R | c, a]: sum over all completions, generated by μ after a."""
+        found: dict[Step, Fraction] = {}
+        for r, (_p, steps) in zip(self.reward, self.sequences, strict=True):
+            tail = Fraction(1)
+            for step in reversed(steps):
+                found[step] = found.get(step, Fraction(0)) + tail * r
+                t, i, a = step
+                tail *= self.mu[t][i][a]
+        return found
+
+    @cached_property
+    def v(self) -> dict[tuple[int, int], Fraction]:
+        """V^μ(c) = Σ_a μ(a|c) Q^μ(c, a)."""
+        return {(t, i): sum(self.mu[t][i][a] * self.q[t, i, a] for a in range(self.vocab)) for t, i in self.contexts}
+
+    @cached_property
+    def g(self) -> dict[tuple[int, int], Fraction]:
+        """g(c) = Σ_a π(a|c) (Q^μ(c, a) - V^μ(c))."""
+        return {
+            (t, i): sum(self.pi[t][i][a] * (self.q[t, i, a] - self.v[t, i]) for a in range(self.vocab))
+            for t, i in self.contexts
+        }
+
+    @cached_property
+    def remainder(self) -> list[Fraction]:
+        """n(y) = π(y) - μ(y) - Σ_t μ_{<t}(π_t - μ_t)μ_{>t} of every sequence, prompt probability included."""
+        found = []
+        for w_mu, w_pi, (prompt, steps) in zip(self.law_mu, self.law_pi, self.sequences, strict=True):
+            mus = [self.mu[t][i][a] for t, i, a in steps]
+            first = Fraction(0)
+            for j, (t, i, a) in enumerate(steps):
+                first += (self.pi[t][i][a] - mus[j]) * product(mus[:j]) * product(mus[j + 1 :])
+            found.append(w_pi - w_mu - self.prompt_probs[prompt] * first)
+        return found
+
+    def mean_mu(self, value: Callable[[Fraction, list[Fraction]], Any]) -> Any:
+        """E_μ[value(R, ratios)]."""
+        return total(weigh(w, value(r, ratios)) for w, r, ratios in self.visited)
+
+    def over_steps(self, value: Callable[..., Any], t: int | None = None) -> Any:
+        """Σ_c d^μ(c)·value(μ(·|c), π(·|c)) over the contexts (of level t) that μ visits."""
+        return total(w * value(*self.rows(c)) for c, w in self.d_mu.items() if w and (t is None or c[0] == t))
+
+    def over_contexts(self, value: Callable[..., Any], reachable: bool = False) -> Any:
+        """Maximum of value(μ(·|c), π(·|c)) over every context (that μ visits)."""
+        return largest(value(*self.rows(c)) for c in self.contexts if not reachable or self.d_mu[c])
+
+
+@primitive("policy_pair", "teacher_student")
+def horizon(x: Tree) -> Any:
+    """T."""
+    return Fraction(x.horizon)
+
+
+@primitive("policy_pair", "teacher_student")
+def vocab(x: Tree) -> Any:
+    """Number of actions, EOS included."""
+    return Fraction(x.vocab)
+
+
+@primitive("policy_pair")
+def pair_J_behavior(x: PolicyPair) -> Any:
+    """E_μ[R]."""
+    return dot(x.law_mu, x.reward)
+
+
+@primitive("policy_pair")
+def pair_J_target(x: PolicyPair) -> Any:
+    """E_π[R]."""
+    return dot(x.law_pi, x.reward)
+
+
+@primitive("policy_pair")
+def pair_improvement(x: PolicyPair) -> Any:
+    """E_π[R] - E_μ[R]."""
+    return pair_J_target(x) - pair_J_behavior(x)
+
+
+@primitive("policy_pair")
+def pair_surrogate(x: PolicyPair) -> Any:
+    """L = Σ_t E_{d_t^μ}[g_t]."""
+    return total(w * x.g[c] for c, w in x.d_mu.items())
+
+
+@primitive("policy_pair")
+def pair_surrogate_ratio(x: PolicyPair) -> Any:
+    """E_μ[(R - E_μ R) Σ_t ρ_t]."""
+    mean = pair_J_behavior(x)
+    return x.mean_mu(lambda r, rho: (r - mean) * sum(rho))
+
+
+@primitive("policy_pair")
+def pair_surrogate_reward(x: PolicyPair) -> Any:
+    """E_μ[R Σ_t (ρ_t - 1)]."""
+    return x.mean_mu(lambda r, rho: r * (sum(rho) - len(rho)))
+
+
+@primitive("policy_pair")
+def pair_error(x: PolicyPair) -> Any:
+    """J(π) - J(μ) - L."""
+    return pair_improvement(x) - pair_surrogate(x)
+
+
+@primitive("policy_pair")
+def pair_delta(x: PolicyPair) -> Any:
+    """E_μ[R Σ_t (ρ_t - 1)(1 - ∏_{j>t} ρ_j)]."""
+
+    def value(r: Fraction, rho: list[Fraction]) -> Fraction:
+        return r * sum((rho[t] - 1) * (1 - product(rho[t + 1 :])) for t in range(len(rho)))
+
+    return x.mean_mu(value)
+
+
+@primitive("policy_pair")
+def pair_error_sup(x: PolicyPair) -> Any:
+    """½ Σ_y |n(y)|."""
+    return total(abs(n) for n in x.remainder) / 2
+
+
+@primitive("policy_pair")
+def pair_tv_max(x: PolicyPair) -> Any:
+    """max_c TV(μ, π)(c) over every context of the tree."""
+    return x.over_contexts(tv)
+
+
+@primitive("policy_pair")
+def pair_reachable_tv_max(x: PolicyPair) -> Any:
+    """max TV over contexts that μ visits."""
+    return x.over_contexts(tv, reachable=True)
+
+
+@primitive("policy_pair")
+def pair_tv_sum(x: PolicyPair) -> Any:
+    """Σ_t E_{d_t^μ} TV(c_t)."""
+    return x.over_steps(tv)
+
+
+@primitive("policy_pair")
+def pair_tv_step(x: PolicyPair, t: int) -> Any:
+    """E_{d_t^μ} TV(c_t)."""
+    return x.over_steps(tv, below(t, x.horizon, "t"))
+
+
+@primitive("policy_pair")
+def pair_tv_seq(x: PolicyPair) -> Any:
+    """TV of the two laws of sequences."""
+    return tv(x.law_mu, x.law_pi)
+
+
+@primitive("policy_pair")
+def pair_marginal_tv(x: PolicyPair, t: int) -> Any:
+    """½ Σ_c |d_t^μ(c) - d_t^π(c)| over the contexts of level t."""
+    below(t, x.horizon, "t")
+    return total(abs(x.d_mu[c] - x.d_pi[c]) for c in x.contexts if c[0] == t) / 2
+
+
+@primitive("policy_pair")
+def pair_kl_max(x: PolicyPair) -> Any:
+    """max_c KL(μ‖π)(c)."""
+    return x.over_contexts(x.kl)
+
+
+@primitive("policy_pair")
+def pair_reachable_kl_max(x: PolicyPair) -> Any:
+    """max KL(μ‖π)(c) over contexts that μ visits."""
+    return x.over_contexts(x.kl, reachable=True)
+
+
+@primitive("policy_pair")
+def pair_kl_seq(x: PolicyPair) -> Any:
+    """KL(μ‖π) of the laws of sequences."""
+    return x.kl(x.law_mu, x.law_pi)
+
+
+@primitive("policy_pair")
+def pair_kl_step(x: PolicyPair, t: int) -> Any:
+    """E_{d_t^μ} KL(μ‖π)(c_t)."""
+    return x.over_steps(x.kl, below(t, x.horizon, "t"))
+
+
+@primitive("policy_pair")
+def pair_reverse_kl_max(x: PolicyPair) -> Any:
+    """max_c KL(π‖μ)(c)."""
+    return x.over_contexts(lambda p, q: x.kl(q, p))
+
+
+@primitive("policy_pair")
+def pair_reachable_reverse_kl_max(x: PolicyPair) -> Any:
+    """max KL(π‖μ)(c) over contexts that μ visits."""
+    return x.over_contexts(lambda p, q: x.kl(q, p), reachable=True)
+
+
+@primitive("policy_pair")
+def pair_reverse_kl_seq(x: PolicyPair) -> Any:
+    """KL(π‖μ) of the laws of sequences."""
+    return x.kl(x.law_pi, x.law_mu)
+
+
+@primitive("policy_pair")
+def pair_reverse_kl_sum(x: PolicyPair) -> Any:
+    """Σ_t E_{d_t^μ} KL(π‖μ)(c_t)."""
+    return x.over_steps(lambda p, q: x.kl(q, p))
+
+
+@primitive("policy_pair")
+def pair_chi2_max(x: PolicyPair) -> Any:
+    """max_c χ²(π‖μ)(c)."""
+    return x.over_contexts(lambda p, q: x.chi2(q, p))
+
+
+@primitive("policy_pair")
+def pair_reachable_chi2_max(x: PolicyPair) -> Any:
+    """max χ²(π‖μ)(c) over contexts that μ visits."""
+    return x.over_contexts(lambda p, q: x.chi2(q, p), reachable=True)
+
+
+@primitive("policy_pair")
+def pair_chi2_seq(x: PolicyPair) -> Any:
+    """χ²(π‖μ) of the laws of sequences."""
+    return x.chi2(x.law_pi, x.law_mu)
+
+
+@primitive("policy_pair")
+def pair_hellinger2_max(x: PolicyPair) -> Any:
+    """max_c of the squared Hellinger distance."""
+    return x.over_contexts(x.hellinger2)
+
+
+@primitive("policy_pair")
+def pair_hellinger2_seq(x: PolicyPair) -> Any:
+    """Squared Hellinger distance of the laws of sequences."""
+    return x.hellinger2(x.law_mu, x.law_pi)
+
+
+@primitive("policy_pair")
+def pair_reward_sd(x: PolicyPair) -> Any:
+    """Standard deviation of R under μ."""
+    mean = pair_J_behavior(x)
+    return x.sqrt(total(w * (r - mean) ** 2 for w, r in zip(x.law_mu, x.reward, strict=True)))
+
+
+@primitive("policy_pair")
+def pair_reward_min(x: PolicyPair) -> Any:
+    """Smallest reward of a sequence."""
+    return min(x.reward)
+
+
+@primitive("policy_pair")
+def pair_reward_max(x: PolicyPair) -> Any:
+    """Largest reward of a sequence."""
+    return max(x.reward)
+
+
+@primitive("policy_pair")
+def pair_adv_max(x: PolicyPair) -> Any:
+    """max |A^μ(c, a)| over every context and action."""
+    return max(abs(value - x.v[t, i]) for (t, i, _a), value in x.q.items())
+
+
+@primitive("policy_pair")
+def pair_adv_target_max(x: PolicyPair) -> Any:
+    """max_c |g(c)|."""
+    return max(abs(value) for value in x.g.values())
+
+
+@primitive("policy_pair")
+def pair_q_span_max(x: PolicyPair) -> Any:
+    """max_c of max_a Q^μ(c, a) - min_a Q^μ(c, a)."""
+    rows = [[x.q[t, i, a] for a in range(x.vocab)] for t, i in x.contexts]
+    return max(max(row) - min(row) for row in rows)
+
+
+@primitive("policy_pair")
+def pair_g_step(x: PolicyPair, t: int) -> Any:
+    """E_{d_t^μ}[g_t]."""
+    below(t, x.horizon, "t")
+    return total(w * x.g[c] for c, w in x.d_mu.items() if c[0] == t)
+
+
+@primitive("policy_pair")
+def pair_k3_sum(x: PolicyPair) -> Any:
+    """E_μ Σ_t k3(ρ_t)."""
+    return x.mean_mu(lambda r, rho: total(x.k3(ratio) for ratio in rho))
+
+
+@primitive("policy_pair")
+def pair_k3_seq(x: PolicyPair) -> Any:
+    """E_μ k3(W), W = ∏ρ_t."""
+    return x.mean_mu(lambda r, rho: x.k3(product(rho)))
+
+
+@primitive("policy_pair")
+def pair_reward_k3_sum(x: PolicyPair) -> Any:
+    """E_μ[R Σ_t k3(ρ_t)]."""
+    return x.mean_mu(lambda r, rho: weigh(r, total(x.k3(ratio) for ratio in rho)))
+
+
+@primitive("policy_pair")
+def pair_reward_log_w(x: PolicyPair) -> Any:
+    """E_μ[R log W]."""
+    return x.mean_mu(lambda r, rho: weigh(r, x.log(product(rho))))
+
+
+@primitive("policy_pair")
+def pair_cost_log_w(x: PolicyPair) -> Any:
+    """E_μ[(1 - R) log W]."""
+    return x.mean_mu(lambda r, rho: weigh(1 - r, x.log(product(rho))))
+
+
+@primitive("policy_pair")
+def pair_reward_floor_log_w(x: PolicyPair) -> Any:
+    """E_μ[R max(log W, -1)]."""
+
+    def value(r: Fraction, rho: list[Fraction]) -> Any:
+        w = product(rho)
+        return weigh(r, maximum(x.log(w), Fraction(-1)) if w else Fraction(-1))
+
+    return x.mean_mu(value)
+
+
+@primitive("policy_pair")
+def pair_ratio_martingale(x: PolicyPair) -> Any:
+    """E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t)."""
+    found = []
+    for c, d in x.d_mu.items():
+        if d:
+            p, q = x.rows(c)
+            found.append(weigh(d * (x.d_pi[c] / d - 1) ** 2, x.chi2(q, p)))
+    return total(found)
+
+
+@primitive("policy_pair")
+def pair_w_second_moment(x: PolicyPair) -> Any:
+    """E_μ W²."""
+    return x.mean_mu(lambda r, rho: product(rho) ** 2)
+
+
+@primitive("policy_pair")
+def pair_expected_length_behavior(x: PolicyPair) -> Any:
+    """E_μ of the number of tokens, EOS counted."""
+    return x.expected_length(x.law_mu)
+
+
+@primitive("policy_pair")
+def pair_expected_length_target(x: PolicyPair) -> Any:
+    """E_π of the number of tokens, EOS counted."""
+    return x.expected_length(x.law_pi)
+
+
+@primitive("policy_pair")
+def pair_support_ok(x: PolicyPair) -> Any:
+    """1 if supp π ⊆ supp μ at every context of the tree, else 0."""
+    return Fraction(int(all(p or not q for c in x.contexts for p, q in zip(*x.rows(c), strict=True))))
+
+
+# ============================================================================ 4 teacher and student
+
+
+# ============================================================================ 5 single states
+
+
+class SingleState(Instance):
+    """Two distributions on one alphabet: p (student, behaviour) and q (teacher, target), and optional values."""
+
+    def __init__(self, data: Any):
+        super().__init__(data, ("p", "q"), ("values",))
+        self.p = distribution(data["p"], "instance.p")
+        self.q = distribution(data["q"], "instance.q", len(self.p))
+        self.vocab = len(self.p)
+        if self.vocab > 4096:
+            raise Refused("instance: more than 4096 tokens")
+        self._values = vector(data["values"], "instance.values", self.vocab) if "values" in data else None
+
+    @property
+    def values(self) -> list[Fraction]:
+        if self._values is None:
+            raise Refused("instance: this quantity needs values")
+        return self._values
+
+    def mean(self, f: Callable[[Fraction], Any]) -> Any:
+        """E_p[f(ρ)], ρ = q/p, over the support of p."""
+        return total(weigh(a, f(b / a)) for a, b in zip(self.p, self.q, strict=True) if a)
+
+    def field(self, f: Callable[[Fraction], Any]) -> list[Any]:
+        """E_p[f(ρ) ∇log p] with respect to the logits of p: component y is p_y (f(ρ_y) - E_p f)."""
+        mean = self.mean(f)
+        return [a * (f(b / a) - mean) if a else Fraction(0) for a, b in zip(self.p, self.q, strict=True)]
+
+    def score_norm2(self, y: int) -> Fraction:
+        """‖∇log p(y)‖² = ‖e_y - p‖² with respect to the logits."""
+        return 1 - 2 * self.p[y] + sum(a * a for a in self.p)
+
+    def gradient_second_moment(self, f: Callable[[Fraction], Any]) -> Any:
+        """E_p ‖f(ρ) ∇log p‖²."""
+        return total(a * f(b / a) ** 2 * self.score_norm2(y)
+                     for y, (a, b) in enumerate(zip(self.p, self.q, strict=True)) if a)  # fmt: skip
+
+    def topd(self, alpha: Any) -> Callable[[Fraction], Any]:
+        """r̃(ρ) = log(αρ + 1 - α)."""
+        alpha = unit_interval(alpha)
+        return lambda rho: self.log(alpha * rho + 1 - alpha)
+
+    def top(self, weights: Sequence[Fraction], k: Any) -> list[int]:
+        """The k tokens of largest weight, ties by the lower index."""
+        integer(k, "argument k", 0, self.vocab)
+        return sorted(range(self.vocab), key=lambda y: (-weights[y], y))[:k]
+
+
+@primitive("single_state")
+def state_vocab(x: SingleState) -> Any:
+    """Number of tokens."""
+    return Fraction(x.vocab)
+
+
+@primitive("single_state")
+def state_kl_pq(x: SingleState) -> Any:
+    """KL(p‖q)."""
+    return x.kl(x.p, x.q)
+
+
+@primitive("single_state")
+def state_kl_qp(x: SingleState) -> Any:
+    """KL(q‖p)."""
+    return x.kl(x.q, x.p)
+
+
+@primitive("single_state")
+def state_tv(x: SingleState) -> Any:
+    """TV(p, q)."""
+    return tv(x.p, x.q)
+
+
+@primitive("single_state")
+def state_chi2_pq(x: SingleState) -> Any:
+    """χ²(p‖q) = Σ p²/q - 1."""
+    return x.chi2(x.p, x.q)
+
+
+@primitive("single_state")
+def state_chi2_qp(x: SingleState) -> Any:
+    """χ²(q‖p) = Σ q²/p - 1."""
+    return x.chi2(x.q, x.p)
+
+
+@primitive("single_state")
+def state_hellinger2(x: SingleState) -> Any:
+    """1 - Σ √(pq)."""
+    return x.hellinger2(x.p, x.q)
+
+
+@primitive("single_state")
+def state_jsd(x: SingleState, alpha: Any) -> Any:
+    """α KL(q‖m) + (1-α) KL(p‖m), m = αq + (1-α)p."""
+    alpha = unit_interval(alpha)
+    m = [alpha * b + (1 - alpha) * a for a, b in zip(x.p, x.q, strict=True)]
+    return weigh(alpha, x.kl(x.q, m)) + weigh(1 - alpha, x.kl(x.p, m))
+
+
+@primitive("single_state")
+def state_entropy_p(x: SingleState) -> Any:
+    """-Σ p log p."""
+    return -total(weigh(a, x.log(a)) for a in x.p)
+
+
+@primitive("single_state")
+def state_entropy_q(x: SingleState) -> Any:
+    """-Σ q log q."""
+    return -total(weigh(b, x.log(b)) for b in x.q)
+
+
+@primitive("single_state")
+def state_min_p(x: SingleState) -> Any:
+    """Smallest student probability."""
+    return min(x.p)
+
+
+@primitive("single_state")
+def state_min_q(x: SingleState) -> Any:
+    """Smallest teacher probability."""
+    return min(x.q)
+
+
+@primitive("single_state")
+def state_max_ratio(x: SingleState) -> Any:
+    """max q/p over the support of p."""
+    return max(b / a for a, b in zip(x.p, x.q, strict=True) if a)
+
+
+@primitive("single_state")
+def state_min_ratio(x: SingleState) -> Any:
+    """min q/p over the support of p."""
+    return min(b / a for a, b in zip(x.p, x.q, strict=True) if a)
+
+
+@primitive("single_state")
+def state_covered_mass(x: SingleState) -> Any:
+    """E_p[ρ] = q(supp p)."""
+    return sum(b for a, b in zip(x.p, x.q, strict=True) if a)
+
+
+@primitive("single_state")
+def state_support_ok(x: SingleState) -> Any:
+    """1 if supp q ⊆ supp p, else 0."""
+    return Fraction(int(all(a or not b for a, b in zip(x.p, x.q, strict=True))))
+
+
+@primitive("single_state")
+def state_opd_mean(x: SingleState) -> Any:
+    """E_p[log ρ] = -KL(p‖q)."""
+    return x.mean(x.log)
+
+
+@primitive("single_state")
+def state_opd_second_moment(x: SingleState) -> Any:
+    """E_p[log² ρ]."""
+    return x.mean(lambda rho: x.log(rho) ** 2)
+
+
+@primitive("single_state")
+def state_opd_variance(x: SingleState) -> Any:
+    """Var_p(log ρ)."""
+    return state_opd_second_moment(x) - state_opd_mean(x) ** 2
+
+
+@primitive("single_state")
+def state_topd_mean(x: SingleState, alpha: Any) -> Any:
+    """E_p[r̃], r̃ = log(αρ + 1 - α)."""
+    return x.mean(x.topd(alpha))
+
+
+@primitive("single_state")
+def state_topd_second_moment(x: SingleState, alpha: Any) -> Any:
+    """E_p[r̃²]."""
+    f = x.topd(alpha)
+    return x.mean(lambda rho: f(rho) ** 2)
+
+
+@primitive("single_state")
+def state_topd_variance(x: SingleState, alpha: Any) -> Any:
+    """Var_p(r̃)."""
+    return state_topd_second_moment(x, alpha) - state_topd_mean(x, alpha) ** 2
+
+
+@primitive("single_state")
+def state_topd_max(x: SingleState, alpha: Any) -> Any:
+    """max r̃ over the support of p."""
+    f = x.topd(alpha)
+    return largest(f(b / a) for a, b in zip(x.p, x.q, strict=True) if a)
+
+
+@primitive("single_state")
+def state_topd_min(x: SingleState, alpha: Any) -> Any:
+    """min r̃ over the support of p."""
+    f = x.topd(alpha)
+    return smallest(f(b / a) for a, b in zip(x.p, x.q, strict=True) if a)
+
+
+@primitive("single_state")
+def state_opd_gradient_second_moment(x: SingleState) -> Any:
+    """E_p ‖log ρ · ∇log p‖², gradient with respect to the logits of p."""
+    return x.gradient_second_moment(x.log)
+
+
+@primitive("single_state")
+def state_opd_gradient_norm2(x: SingleState) -> Any:
+    """‖E_p[log ρ · ∇log p]‖²."""
+    mean = x.field(x.log)
+    return dot(mean, mean)
+
+
+@primitive("single_state")
+def state_opd_gradient_variance(x: SingleState) -> Any:
+    """E‖g‖² - ‖E g‖², g = log ρ · ∇log p."""
+    return state_opd_gradient_second_moment(x) - state_opd_gradient_norm2(x)
+
+
+@primitive("single_state")
+def state_topd_gradient_second_moment(x: SingleState, alpha: Any) -> Any:
+    """E_p ‖r̃ · ∇log p‖²."""
+    return x.gradient_second_moment(x.topd(alpha))
+
+
+@primitive("single_state")
+def state_topd_gradient_norm2(x: SingleState, alpha: Any) -> Any:
+    """‖E_p[r̃ · ∇log p]‖²."""
+    mean = x.field(x.topd(alpha))
+    return dot(mean, mean)
+
+
+@primitive("single_state")
+def state_topd_gradient_variance(x: SingleState, alpha: Any) -> Any:
+    """E‖g̃‖² - ‖E g̃‖², g̃ = r̃ · ∇log p."""
+    return state_topd_gradient_second_moment(x, alpha) - state_topd_gradient_norm2(x, alpha)
+
+
+@primitive("single_state")
+def state_k3_pq(x: SingleState) -> Any:
+    """E_p[ρ - 1 - log ρ]."""
+    return x.mean(x.k3)
+
+
+@primitive("single_state")
+def state_gate_acceptance(x: SingleState) -> Any:
+    """E_p[min(ρ, 1)] = Σ min(p, q)."""
+    return sum(min(a, b) for a, b in zip(x.p, x.q, strict=True))
+
+
+@primitive("single_state")
+def state_gated_k1(x: SingleState) -> Any:
+    """E_p[-M log ρ] with P(M = 1) = min(ρ, 1)."""
+    return x.mean(lambda rho: -weigh(min(rho, Fraction(1)), x.log(rho)))
+
+
+@primitive("single_state")
+def state_gated_second_moment(x: SingleState) -> Any:
+    """E_p[M log² ρ] with P(M = 1) = min(ρ, 1)."""
+    return x.mean(lambda rho: weigh(min(rho, Fraction(1)), x.log(rho) ** 2))
+
+
+@primitive("single_state")
+def state_binary_tv(x: SingleState, token: int) -> Any:
+    """|p - q| of one token: TV of the partition into it and the rest."""
+    token = below(token, x.vocab, "token")
+    return abs(x.p[token] - x.q[token])
+
+
+@primitive("single_state")
+def state_binary_kl(x: SingleState, token: int) -> Any:
+    """KL(p‖q) of the partition into one token and the rest."""
+    token = below(token, x.vocab, "token")
+    return x.kl([x.p[token], 1 - x.p[token]], [x.q[token], 1 - x.q[token]])
+
+
+def _merged(x: SingleState, head: list[int]) -> tuple[list[Fraction], list[Fraction]]:
+    """(p, q) on the tokens of ``head`` and one bucket for the rest."""
+    p, q = [x.p[y] for y in head], [x.q[y] for y in head]
+    return [*p, 1 - sum(p)], [*q, 1 - sum(q)]
+
+
+@primitive("single_state")
+def state_topk_tv(x: SingleState, k: int) -> Any:
+    """TV on the top k tokens of p and one tail bucket."""
+    return tv(*_merged(x, x.top(x.p, k)))
+
+
+@primitive("single_state")
+def state_topk_kl(x: SingleState, k: int) -> Any:
+    """KL(p‖q) on the top k tokens of p and one tail bucket."""
+    return x.kl(*_merged(x, x.top(x.p, k)))
+
+
+@primitive("single_state")
+def state_topk_fkl(x: SingleState, k: int) -> Any:
+    """Σ q log(q/p) over the top k tokens of q, without a tail bucket."""
+    head = x.top(x.q, k)
+    return x.kl([x.q[y] for y in head], [x.p[y] for y in head])
+
+
+@primitive("single_state")
+def state_topk_fkl_tail(x: SingleState, k: int) -> Any:
+    """KL(q‖p) on the top k tokens of q and one tail bucket."""
+    p, q = _merged(x, x.top(x.q, k))
+    return x.kl(q, p)
+
+
+@primitive("single_state")
+def state_topk_mass_p(x: SingleState, k: int) -> Any:
+    """Student mass of the top k tokens of q."""
+    return sum((x.p[y] for y in x.top(x.q, k)), Fraction(0))
+
+
+@primitive("single_state")
+def state_topk_mass_q(x: SingleState, k: int) -> Any:
+    """Teacher mass of the top k tokens of q."""
+    return sum((x.q[y] for y in x.top(x.q, k)), Fraction(0))
+
+
+@primitive("single_state")
+def state_mean_p(x: SingleState) -> Any:
+    """E_p[values]."""
+    return dot(x.p, x.values)
+
+
+@primitive("single_state")
+def state_mean_q(x: SingleState) -> Any:
+    """E_q[values]."""
+    return dot(x.q, x.values)
+
+
+@primitive("single_state")
+def state_values_span(x: SingleState) -> Any:
+    """max values - min values."""
+    return max(x.values) - min(x.values)
+
+
+@primitive("single_state")
+def state_values_max_abs(x: SingleState) -> Any:
+    """max |values|."""
+    return max(abs(v) for v in x.values)
+
+
+# ============================================================================ 6 scalars
+
+
+class Scalar(Instance):
+    """Named numbers; each name is a primitive."""
+
+    def __init__(self, data: Any):
+        self.data = data
+        self.bits = PRECISIONS[0]
+        self.scalars = _named_fractions(data, "instance")
+
+
+# ============================================================================ 7 discounted decision processes
+
+
+# ============================================================================ 8 iterated maps
+
+
+# ============================================================================ 9 gradient fields
+
+
+# ============================================================================ 10 expressions
+
+KINDS: dict[str, Callable[[Any], Instance]] = {
+    "policy_pair": PolicyPair,
+    "single_state": SingleState,
+    "scalar": Scalar,
+}
+
+Expression = list[Any]
+
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
+    "max": maximum, "min": minimum,
+}  # fmt: skip
+_UNARY: dict[str, Callable[[Interval, int], Interval]] = {
+    "neg": lambda a, bits: -a, "abs": lambda a, bits: abs(a), "sqrt": sqrt, "log": log, "exp": exp,
+}  # fmt: skip
+
+
+class Evaluator:
+    """Evaluates expressions on one instance at one precision; a primitive used twice is computed once."""
+
+    def __init__(self, instance: Instance, kind: str, bits: int):
+        self.instance, self.kind, self.bits = instance, kind, bits
+        self.known: dict[str, Interval] = {}
+        self.nodes = 0
+
+    def __call__(self, node: Any, depth: int = 0) -> Interval:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise Refused(f"an expression of more than {MAX_NODES} nodes or deeper than {MAX_DEPTH}")
+        if not isinstance(node, list) or not node or not isinstance(node[0], str):
+            raise Refused(f"expression: expected a list that begins with an operation, got {_short(node)}")
+        op, *args = node
+        arity = 1 if op in {"const", *_UNARY} else 2
+        if op != "prim" and op != "pow" and op not in _BINARY and arity == 2:
+            raise Refused(f"expression: unknown operation {_short(op)}")
+        if not (len(args) == arity or (op == "prim" and len(args) == 1)):
+            raise Refused(f"expression: {op!r} takes {arity} operands, got {len(args)}")
+        if op == "const":
+            return _as_interval(fraction(args[0], "constant"), self.bits)
+        if op == "prim":
+            return self.primitive(*args)
+        if op == "pow":
+            n = integer(args[1], "exponent", -MAX_POWER, MAX_POWER)
+            base = self(args[0], depth + 1)
+            if n < 0 and not base.is_infinite and base.sign == 0:
+                raise Refused("a division by zero")
+            return base**n
+        values = [self(a, depth + 1) for a in args]
+        return _UNARY[op](values[0], self.bits) if op in _UNARY else _BINARY[op](*values)
+
+    def argument(self, name: str, value: Any) -> Any:
+        """An argument of a primitive: an integer, a fraction string, a word, or a named scalar of the instance."""
+        where = f"argument {_short(name)}"
+        if isinstance(value, dict):
+            scalar = fields(value, where, ("scalar",))["scalar"]
+            if not isinstance(scalar, str) or scalar not in self.instance.scalars:
+                raise Refused(f"{where}: the instance has no scalar {_short(scalar)}")
+            return self.instance.scalars[scalar]
+        if isinstance(value, str) and _WORD.fullmatch(value):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return integer(value, where, -(10**6), 10**6)
+        return fraction(value, where)
+
+    def primitive(self, name: Any, arguments: Any = None) -> Interval:
+        if not isinstance(name, str):
+            raise Refused(f"expression: {_short(name)} is not the name of a quantity")
+        key = json.dumps([name, arguments], sort_keys=True)
+        if key in self.known:
+            return self.known[key]
+        function = PRIMITIVES[self.kind].get(name)
+        if function is None:
+            if name not in self.instance.scalars:
+                raise Refused(f"expression: kind {self.kind!r} has no quantity {_short(name)}")
+            if arguments is not None:
+                raise Refused(f"expression: the scalar {name!r} takes no arguments")
+            value: Any = self.instance.scalars[name]
+        else:
+            if name in self.instance.scalars:
+                raise Refused(f"expression: {name!r} names both a quantity and a scalar of the instance")
+            expected = list(inspect.signature(function).parameters.values())[1:]
+            required = [p.name for p in expected if p.default is inspect.Parameter.empty]
+            optional = [p.name for p in expected if p.default is not inspect.Parameter.empty]
+            given = fields({} if arguments is None else arguments, f"arguments of {name}", required, optional)
+            value = function(self.instance, **{k: self.argument(k, v) for k, v in given.items()})
+        self.known[key] = _as_interval(value, self.bits)
+        return self.known[key]
+
+
+def load_instance(kind: Any, data: Any) -> Instance:
+    """Parse and validate an instance; raises ``Refused``."""
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Refused(f"kind: {_short(kind)} is none of {', '.join(KINDS)}")
+    return KINDS[kind](data)
+
+
+def evaluate(expression: Expression, instance: Any, kind: str, bits: int = PRECISIONS[0]) -> tuple[Any, Any]:
+    """Lower and upper bound (fractions, or both the same float infinity) of an expression on an instance.
+
+    ``instance`` is the JSON object of a certificate or the result of ``load_instance``.
+
+    >>> evaluate(["log", ["const", "1"]], {"t": "1"}, "scalar")
+    (Fraction(0, 1), Fraction(0, 1))
+    """
+    loaded = instance if isinstance(instance, Instance) else load_instance(kind, instance)
+    loaded.bits = bits
+    value = Evaluator(loaded, kind, bits)(expression)
+    return value.lo, value.hi
+
+
+def _narrow(lo: Any, hi: Any) -> bool:
+    if isinstance(lo, float) or lo == hi:
+        return True
+    return hi - lo <= max(ABSOLUTE_WIDTH, RELATIVE_WIDTH * max(abs(lo), abs(hi)))
+
+
+def _decimal(x: Fraction, digits: int, up: bool) -> Fraction:
+    """``x`` rounded outwards to about ``digits`` significant decimals."""
+    if x == 0:
+        return x
+    magnitude = (x.numerator.bit_length() - x.denominator.bit_length()) * 30103 // 100000
+    scale = Fraction(10) ** (digits - magnitude)
+    scaled = x * scale
+    return Fraction(math.ceil(scaled) if up else math.floor(scaled)) / scale
+
+
+def enclose(expression: Expression, instance: Any, kind: str, scale: Any = 1, digits: int = 18) -> tuple[str, str]:
+    """Readable enclosure of scale·expression as two strings, narrow enough for a certificate.
+
+    Exact values of moderate length are given exactly, others as decimals with ``digits`` digits, rounded outwards.
+    Raises ``Refused`` if the highest precision does not reach that.
+    """
+    loaded = instance if isinstance(instance, Instance) else load_instance(kind, instance)
+    for bits in PRECISIONS:
+        loaded.bits = bits
+        try:
+            value = Evaluator(loaded, kind, bits)(expression) * Fraction(scale)
+        except Undecided:
+            continue
+        if value.is_infinite:
+            return ("inf", "inf") if value.lo > 0 else ("-inf", "-inf")
+        if value.is_exact and value.lo.numerator.bit_length() + value.lo.denominator.bit_length() <= 300:
+            return str(value.lo), str(value.hi)
+        lo, hi = _decimal(value.lo, digits, up=False), _decimal(value.hi, digits, up=True)
+        tight = value.hi - value.lo <= Fraction(1, 10**digits) * max(abs(lo), abs(hi))
+        if _narrow(lo, hi) and (tight or bits == PRECISIONS[-1] or hi - lo <= ABSOLUTE_WIDTH):
+            return str(lo), str(hi)
+    raise Refused("an expression that the highest precision does not enclose narrowly enough")
+
+
+# ============================================================================ 11 certificates
+
+FIELDS = (
+    "schema_version", "claim", "source", "scale", "kind", "instance", "given", "lhs", "relation", "rhs",
+    "lhs_enclosure", "rhs_enclosure", "sentence", "sha256",
+)  # fmt: skip
+RELATIONS = ("<=", "<", ">=", ">", "==")
+_CLAIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``confirmed`` or not, why, and this file's own enclosures of lhs and scale·rhs where it got that far."""
+
+    confirmed: bool
+    reason: str
+    claim: str | None = None
+    lhs: tuple[Any, Any] | None = None
+    rhs: tuple[Any, Any] | None = None
+
+    def __bool__(self) -> bool:
+        return self.confirmed
+
+
+def digest(certificate: dict[str, Any]) -> str:
+    """SHA-256 of the certificate without its ``sha256`` entry, as canonical JSON."""
+    content = {key: value for key, value in certificate.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _holds(a: tuple[Any, Any], relation: str, b: tuple[Any, Any]) -> bool | None:
+    """Whether a relation b: certainly (True), certainly not (False), or undecided (None)."""
+    if relation in (">=", ">"):
+        return _holds(b, "<=" if relation == ">=" else "<", a)
+    if relation == "==":
+        if a[0] == a[1] == b[0] == b[1]:
+            return True
+        return False if a[1] < b[0] or b[1] < a[0] else None
+    if relation == "<=":
+        return True if a[1] <= b[0] else False if a[0] > b[1] else None
+    return True if a[1] < b[0] else False if a[0] >= b[1] else None
+
+
+def _recorded(value: Any, where: str) -> tuple[Any, Any]:
+    ends = items(value, where, 2)
+    if ends in (["inf", "inf"], ["-inf", "-inf"]):
+        return (INF, INF) if ends[0] == "inf" else (-INF, -INF)
+    lo, hi = vector(ends, where, 2)
+    if lo > hi:
+        raise Refused(f"{where}: the ends are in the wrong order")
+    if not _narrow(lo, hi):
+        raise Refused(f"{where}: wider than {RELATIVE_WIDTH} of its magnitude")
+    return lo, hi
+
+
+def _text(value: Any, where: str, limit: int) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > limit:
+        raise Refused(f"{where}: expected a text of at most {limit} characters, got {_short(value)}")
+    return value
+
+
+def _decide(question: Callable[[int], bool | None], what: str) -> bool:
+    """Raise the precision until ``question`` is answered; ``Refused`` at the cap."""
+    reason = "the enclosures overlap"
+    for bits in PRECISIONS:
+        try:
+            answer = question(bits)
+        except Undecided as undecided:
+            reason = str(undecided)
+            continue
+        if answer is not None:
+            return answer
+    raise Refused(f"{what}: undecided at {PRECISIONS[-1]} bits ({reason})")
+
+
+def _verify(c: dict[str, Any]) -> Verdict:
+    fields(c, "certificate", FIELDS)
+    if isinstance(c["schema_version"], bool) or c["schema_version"] != SCHEMA_VERSION or not isinstance(c["schema_version"], int):
+        raise Refused(f"schema_version: {_short(c['schema_version'])} is not {SCHEMA_VERSION}")
+    claim = c["claim"]
+    if not isinstance(claim, str) or not _CLAIM.fullmatch(claim):
+        raise Refused(f"claim: {_short(claim)} is not a claim id")
+    _text(c["source"], "source", 500)
+    _text(c["sentence"], "sentence", 5000)
+    if not isinstance(c["sha256"], str) or c["sha256"] != digest(c):
+        raise Refused("sha256: the content is not what was sealed")
+    scale = fraction(c["scale"], "scale")
+    relation = c["relation"]
+    if relation not in RELATIONS:
+        raise Refused(f"relation: {_short(relation)} is none of {', '.join(RELATIONS)}")
+    if scale <= 0 or (relation == "==" and scale != 1):
+        raise Refused(f"scale: {scale} (expected positive, and 1 for an equality)")
+    lhs_recorded, rhs_recorded = _recorded(c["lhs_enclosure"], "lhs_enclosure"), _recorded(c["rhs_enclosure"], "rhs_enclosure")
+    instance = load_instance(c["kind"], c["instance"])
+    evaluators: dict[int, Evaluator] = {}
+
+    def value(expression: Any, bits: int, factor: Fraction = Fraction(1)) -> tuple[Any, Any]:
+        instance.bits = bits
+        evaluator = evaluators.setdefault(bits, Evaluator(instance, c["kind"], bits))
+        evaluator.nodes = 0
+        result = evaluator(expression) * factor
+        return result.lo, result.hi
+
+    for number, condition in enumerate(items(c["given"], "given")):
+        where = f"given[{number}]"
+        fields(condition, where, ("lhs", "relation", "rhs"))
+        if condition["relation"] not in RELATIONS:
+            raise Refused(f"{where}: relation {_short(condition['relation'])} is none of {', '.join(RELATIONS)}")
+        if not _decide(
+            lambda bits, g=condition: _holds(value(g["lhs"], bits), g["relation"], value(g["rhs"], bits)), where
+        ):
+            raise Refused(f"{where}: the hypothesis does not hold on the instance")
+
+    if _decide(lambda bits: _holds(value(c["lhs"], bits), relation, value(c["rhs"], bits, scale)), "relation"):
+        raise Refused("relation: it holds on the instance; nothing is refuted")
+    own = {}
+    for side, recorded, factor in (("lhs", lhs_recorded, Fraction(1)), ("rhs", rhs_recorded, scale)):
+
+        def inside(bits: int, side: str = side, recorded: Any = recorded, factor: Fraction = factor) -> bool | None:
+            lo, hi = own[side] = value(c[side], bits, factor)
+            return True if recorded[0] <= lo and hi <= recorded[1] else False if hi < recorded[0] or lo > recorded[1] else None
+
+        if not _decide(inside, f"{side}_enclosure"):
+            raise Refused(f"{side}_enclosure: it does not contain the value")
+    if _holds(lhs_recorded, relation, rhs_recorded) is not False:
+        raise Refused("the recorded enclosures do not show the violation")
+    what = "lhs " + relation + (" rhs" if scale == 1 else f" {scale}·rhs")
+    reason = f"{what} fails: {_show(own['lhs'])} against {_show(own['rhs'])}"
+    return Verdict(True, reason, claim, own["lhs"], own["rhs"])
+
+
+def _show(ends: tuple[Any, Any]) -> str:
+    if isinstance(ends[0], float):
+        return str(ends[0])
+    middle = (ends[0] + ends[1]) / 2
+    if ends[0] == ends[1] and len(str(middle)) <= 20:
+        return str(middle)
+    try:
+        return f"{float(middle):.12g}"
+    except OverflowError:
+        return "a very large number"
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Refused(f"JSON: the key {_short(key)} appears twice")
+        found[key] = value
+    return found
+
+
+def _no_float(text: str) -> Any:
+    raise Refused(f"JSON: {_short(text)} is not allowed; numbers are integers or fraction strings")
+
+
+def _short_int(text: str) -> int:
+    if len(text) > 20:
+        raise Refused("JSON: an integer of more than 20 digits")
+    return int(text)
+
+
+def parse(text: str) -> Any:
+    """JSON without floats, NaN, infinities and duplicate keys."""
+    try:
+        return json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_float=_no_float, parse_constant=_no_float, parse_int=_short_int
+        )
+    except RecursionError:
+        raise Refused("JSON: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"not JSON: {error}") from None
+
+
+def check(certificate: Any) -> Verdict:
+    """Verdict on a certificate, given as a path or as a dictionary; never raises on a bad certificate in a dictionary.
+
+    Raises ``BadInput`` if a file cannot be read or is not JSON.
+    """
+    try:
+        if not isinstance(certificate, dict):
+            try:
+                with open(certificate, "rb") as file:
+                    raw = file.read(MAX_BYTES + 1)
+            except OSError as error:
+                raise BadInput(f"cannot be read: {error.strerror}") from None
+            if len(raw) > MAX_BYTES:
+                raise Refused(f"larger than {MAX_BYTES} bytes")
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                raise BadInput("not UTF-8 text") from None
+            certificate = parse(text)
+            if not isinstance(certificate, dict):
+                raise Refused("certificate: expected an object")
+        else:
+            certificate = parse(json.dumps(certificate))
+        return _verify(certificate)
+    except Refused as refusal:
+        return Verdict(False, str(refusal))
+    except Undecided as undecided:
+        return Verdict(False, f"undecided: {undecided}")
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        return Verdict(False, f"not understood ({type(error).__name__}: {error})")
+
+
+def seal(certificate: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the enclosures and the digest of a certificate that has all other entries; raises ``Refused``.
+
+    Sealing does not check: pass the result to ``check``.
+    """
+    result = {key: value for key, value in certificate.items() if key not in ("lhs_enclosure", "rhs_enclosure", "sha256")}
+    instance = load_instance(result["kind"], result["instance"])
+    for digits in (18, 36, 72, 144):
+        lhs = enclose(result["lhs"], instance, result["kind"], 1, digits)
+        rhs = enclose(result["rhs"], instance, result["kind"], fraction(result["scale"], "scale"), digits)
+        result["lhs_enclosure"], result["rhs_enclosure"] = list(lhs), list(rhs)
+        ends = _recorded(result["lhs_enclosure"], "lhs_enclosure"), _recorded(result["rhs_enclosure"], "rhs_enclosure")
+        if _holds(ends[0], result["relation"], ends[1]) is not None:
+            break
+    result["sha256"] = digest(result)
+    return {key: result[key] for key in FIELDS if key in result}
+
+
+# ============================================================================ 12 command line
+
+
+def main(paths: Sequence[str]) -> int:
+    """Check each file, print one line each; 0 all confirmed, 1 a refusal, 2 unreadable input or none."""
+    if not paths:
+        print("usage: checker.py CERTIFICATE.json ...", file=sys.stderr)
+        return 2
+    status = 0
+    for path in paths:
+        try:
+            verdict = check(path)
+        except BadInput as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            status = 2
+            continue
+        print(f"{path}: {'confirmed' if verdict else 'refused'}: {verdict.claim + ': ' if verdict.claim else ''}{verdict.reason}")
+        if not verdict and status == 0:
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
