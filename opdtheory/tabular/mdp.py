@@ -79,6 +79,13 @@ class DiscountedMDP:
         """True if the numbers are rationals."""
         return self.reward.dtype == object
 
+    def to_data(self) -> dict[str, Any]:
+        """JSON-ready instance of a certificate: every number a fraction string."""
+        if self.batch_shape:
+            raise ValueError(f"batch shape {self.batch_shape}: expected a single instance")
+        names = ("transition", "reward", "gamma", "initial", "behavior", "target")
+        return {name: _strings(np.asarray(getattr(self, name))) for name in names}
+
     # ---- linear algebra
 
     def _kernel(self, policy: np.ndarray) -> np.ndarray:
@@ -196,6 +203,10 @@ class DiscountedMDP:
     def reverse_kl_max(self) -> Any:
         """max_s KL(π‖μ)."""
         return amax(local.kl_family(*self._tables)[1])
+
+
+def _strings(x: np.ndarray) -> Any:
+    return [_strings(part) for part in x] if x.ndim else str(exact(x.item()))
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -56,16 +56,16 @@ class PolicyPair(PolicyContrast):
         tree: TokenTree,
         behavior: Sequence[Any],
         target: Sequence[Any],
-        reward: Sequence[Any],
+        reward: Reward | Sequence[Any],
         *,
         validate: bool = True,
     ) -> Self:
-        """Pair from three lists of level arrays in the public layout."""
+        """Pair from three lists of level arrays in the public layout (or a ready ``Reward``)."""
         return cls(
             tree,
             Policy.from_levels(tree, behavior, validate=validate),
             Policy.from_levels(tree, target, validate=validate),
-            Reward.from_levels(tree, reward, validate=validate),
+            reward if isinstance(reward, Reward) else Reward.from_levels(tree, reward, validate=validate),
         )
 
     @classmethod
@@ -90,8 +90,18 @@ class PolicyPair(PolicyContrast):
         )
 
     def with_reward(self, reward: Reward | Sequence[Any]) -> PolicyPair:
-        """The same policies with another reward."""
-        return PolicyPair(self.tree, self.behavior, self.target, reward)
+        """The same policies with another reward; what does not depend on the reward is not computed again."""
+        other = PolicyPair(self.tree, self.behavior, self.target, reward)
+        if other.batch_shape == self.batch_shape and other.is_exact == self.is_exact:
+            for name, value in vars(self).items():
+                if isinstance(vars(PolicyContrast).get(name), cached_property):
+                    vars(other)[name] = value
+        return other
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON-ready instance of a certificate: every number a fraction string."""
+        tables = {"behavior": self.behavior, "target": self.target, "reward": self.reward}
+        return self.tree.to_data() | {name: table.to_data() for name, table in tables.items()}
 
     @cached_property
     def _q_v(self) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,8 @@ class SingleState:
     """``p`` (student or behaviour) and ``q`` (teacher or target) over actions, last axis; leading axes are a
     batch.
 
-    ``values`` (optional, same shape) are values of the actions.  Exact if any input is.
+    ``values`` (optional, same shape) are values of the actions; ``scalars`` (such as alpha, of the batch shape)
+    become attributes.  Exact if any table is.
 
     Raises ``ValueError`` if shapes differ or a row is no distribution.
 
@@ -28,7 +29,7 @@ class SingleState:
     (1/4, 1/4)
     """
 
-    def __init__(self, p: Any, q: Any, values: Any = None, *, validate: bool = True) -> None:
+    def __init__(self, p: Any, q: Any, values: Any = None, *, validate: bool = True, **scalars: Any) -> None:
         arrays = [as_numbers(x) for x in ((p, q) if values is None else (p, q, values))]
         if any(a.dtype == object for a in arrays):
             arrays = [as_numbers(a.astype(object)) for a in arrays]
@@ -41,6 +42,23 @@ class SingleState:
         if validate:
             check_distribution("p", self.p)
             check_distribution("q", self.q)
+
+        self.scalars = scalars
+        attach_scalars(self, scalars)
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON-ready instance of a certificate: every number a fraction string."""
+        if self.p.ndim != 1:
+            raise ValueError(f"batch shape {self.p.shape[:-1]}: expected a single instance")
+        arrays = {"p": self.p, "q": self.q} | ({} if self.values is None else {"values": self.values})
+        vectors = {name: [str(exact(v)) for v in array] for name, array in arrays.items()}
+        return vectors | {name: str(exact(v)) for name, v in self.scalars.items()}
+
+    def _weight(self, alpha: Any) -> Any:
+        """A weight per instance, ready to multiply arrays with the actions last."""
+        if self.is_exact:
+            return exact(alpha)
+        return np.asarray(alpha, dtype=np.float64)[..., None]
 
     @property
     def is_exact(self) -> bool:
@@ -131,12 +149,12 @@ class SingleState:
 
     def mixture(self, alpha: Any) -> np.ndarray:
         """α q + (1 - α) p."""
-        a = exact(alpha) if self.is_exact else alpha
+        a = self._weight(alpha)
         return a * self.q + (1 - a) * self.p
 
     def jsd(self, alpha: Any) -> Any:
         """JSD_α = α KL(q‖m) + (1 - α) KL(p‖m), m = α q + (1 - α) p."""
-        a, m = (exact(alpha) if self.is_exact else alpha), np.moveaxis(self.mixture(alpha), -1, 0)
+        a, m = (exact(alpha) if self.is_exact else np.asarray(alpha)), np.moveaxis(self.mixture(alpha), -1, 0)
         p, q = self._pq
         return a * local.kl_family(q, m)[0] + (1 - a) * local.kl_family(p, m)[0]
 
@@ -159,6 +177,14 @@ class SingleState:
     def entropy_p(self) -> Any:
         """Entropy of p in nats."""
         return -asum(local.weigh(self.p, log(self.p)), -1)
+
+
+def attach_scalars(instance: Any, scalars: dict[str, Any]) -> None:
+    """Make named scalars attributes; ``ValueError`` for a name that the class uses itself."""
+    for name, value in scalars.items():
+        if hasattr(type(instance), name) or name in vars(instance):
+            raise ValueError(f"scalar {name!r}: expected a name that is not an attribute already")
+        setattr(instance, name, value)
 
 
 def check_distribution(name: str, x: np.ndarray) -> None:

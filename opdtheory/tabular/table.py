@@ -94,6 +94,12 @@ class Table:
         """The public layout: ``levels[t]`` has shape ``(batch..., contexts(t), vocab)``."""
         return flat_to_levels(self.tree, self.flat, self.batch_shape)
 
+    def to_data(self) -> list[Any]:
+        """Level lists of fraction strings of a single instance (floats at their binary value)."""
+        if self.batch_shape:
+            raise ValueError(f"batch shape {self.batch_shape}: expected a single instance")
+        return [[[str(v) for v in row] for row in level] for level in self.as_exact().levels]
+
     def validate(self) -> None:
         """Raise ``ValueError`` at the first entry that is not a finite number."""
         if not self.is_exact:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,31 +12,64 @@ from opdtheory.elementary import amax, exact
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned
 from opdtheory.tabular.policy import Policy
+from opdtheory.tabular.single import attach_scalars
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["TeacherStudent"]
 
 
 class TeacherStudent:
-    """Student π, teacher q and, optionally, a candidate π̃ for the next student; lazy, cached, batch-shaped
-    quantities.
+    """Student π, teacher q and, optionally, a candidate π̃ for the next student; all quantities are lazy.
 
-    The reward of a student is r = log(q/π); η(π) = E_π Σ_t r = -KL(π‖q) of sequences.
+    ``scalars`` (such as alpha, of the batch shape) become attributes.  The reward of a student is r = log(q/π); η(π) = E_π Σ_t r = -KL(π‖q) of sequences.
 
     >>> tree = TokenTree(vocab=2, horizon=1)
-    >>> x = TeacherStudent(tree, Policy.from_probs(tree, [[["1/2", "1/2"]]]), Policy.from_probs(tree, [[["1/4", "3/4"]]]))
+    >>> x = TeacherStudent.from_levels(tree, teacher=[[["1/4", "3/4"]]], student=[[["1/2", "1/2"]]])
     >>> x.l1_seq, x.l1_token_mixed("1/2")
     (1/2, 1/4)
     """
 
     def __init__(
-        self, tree: TokenTree, teacher: Policy, student: Policy, candidate: Policy | None = None
+        self,
+        tree: TokenTree,
+        teacher: Policy,
+        student: Policy,
+        candidate: Policy | None = None,
+        **scalars: Any,
     ) -> None:
         self.tree = tree
         given = (student, teacher) if candidate is None else (student, teacher, candidate)
         self.student, self.teacher, *rest = aligned(tree, *given)
         self.candidate: Policy | None = rest[0] if rest else None
         self.batch_shape = self.student.batch_shape
+        self.scalars = scalars
+        attach_scalars(self, scalars)
+
+    @classmethod
+    def from_levels(
+        cls,
+        tree: TokenTree,
+        teacher: Sequence[Any],
+        student: Sequence[Any],
+        candidate: Sequence[Any] | None = None,
+        *,
+        validate: bool = True,
+        **scalars: Any,
+    ) -> Self:
+        """Build from lists of level arrays in the public layout."""
+        given = {"teacher": teacher, "student": student} | (
+            {} if candidate is None else {"candidate": candidate}
+        )
+        policies = {
+            name: Policy.from_levels(tree, levels, validate=validate) for name, levels in given.items()
+        }
+        return cls(tree, **policies, **scalars)
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON-ready instance of a certificate: every number a fraction string."""
+        tables = {"teacher": self.teacher, "student": self.student, "candidate": self.candidate}
+        policies = {name: table.to_data() for name, table in tables.items() if table is not None}
+        return self.tree.to_data() | policies | {name: str(exact(v)) for name, v in self.scalars.items()}
 
     @cached_property
     def contrast(self) -> PolicyContrast:

@@ -94,6 +94,10 @@ class TokenTree:
             raise ValueError(f"level t = {t}: expected 0..{self.horizon - 1}")
         return self.prompts * self.branching**t
 
+    def level_shape(self, t: int) -> tuple[int, int]:
+        """(contexts, actions) of a table at level ``t``, batch axes apart."""
+        return self.contexts(t), self.vocab
+
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Start of each level in the flat list of contexts, and the total as last entry."""
@@ -131,6 +135,16 @@ class TokenTree:
                 f"a tree with vocab {self.vocab}, horizon {self.horizon}, {self.prompts} prompt(s) and batch {batch} takes "
                 f"{need} bytes ({need / 2**30:.3g} GiB) for {tables} table(s): expected at most the {have} bytes of this machine"
             )
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON-ready description with weights as fraction strings."""
+        return {
+            "vocab": self.vocab,
+            "horizon": self.horizon,
+            "eos": self.eos,
+            "prompts": self.prompts,
+            "prompt_probs": [str(w) for w in self.weights(True)],
+        }
 
     # ---- layout
 
