@@ -95,7 +95,7 @@ def sequence_entries(tree: TokenTree, x: np.ndarray) -> np.ndarray:
 
 
 def ending(tree: TokenTree, prefix: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``prefix`` times ``table`` on ending actions ``(sequences[, batch])``; of the occupancy: the sequence law."""
+    """``prefix`` times ``table`` on ending actions, ``(sequences[, batch])``; of an occupancy: its law."""
     last = tree.level_slice(tree.horizon - 1)
     tail = (table[:, last] * prefix[last]).reshape((-1, *prefix.shape[1:]))
     if tree.eos is None:

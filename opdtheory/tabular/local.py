@@ -22,7 +22,7 @@ _CHUNK = 1 << 15  # numbers a temporary array should hold: a few of them stay in
 
 
 def in_chunks(fn: Callable[..., Any], outputs: int, *tables: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Apply ``fn`` to slices of contexts; collect its ``outputs`` results of shape ``(contexts[, batch])``."""
+    """Apply ``fn`` to slices of contexts; collect its ``outputs`` results ``(contexts[, batch])``."""
     first = tables[0]
     contexts = first.shape[1]
     per_context = max(1, first.size // max(1, contexts))

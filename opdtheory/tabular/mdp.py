@@ -52,9 +52,13 @@ class DiscountedMDP:
             tables = {n: as_numbers(x.astype(object)) for n, x in tables.items()}
         *batch, states, actions = tables["reward"].shape if tables["reward"].ndim >= 2 else (0, 0)
         expected = {
-            "transition": (*batch, states, actions, states), "reward": (*batch, states, actions), "gamma": tuple(batch),
-            "initial": (*batch, states), "behavior": (*batch, states, actions), "target": (*batch, states, actions),
-        }  # fmt: skip
+            "transition": (*batch, states, actions, states),
+            "reward": (*batch, states, actions),
+            "gamma": tuple(batch),
+            "initial": (*batch, states),
+            "behavior": (*batch, states, actions),
+            "target": (*batch, states, actions),
+        }
         if tables["gamma"].ndim == 0 and batch and tables["gamma"].dtype != object:
             tables["gamma"] = np.broadcast_to(tables["gamma"], batch)
         for name, shape in expected.items():

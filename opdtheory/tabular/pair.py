@@ -70,7 +70,7 @@ class PolicyPair(PolicyContrast):
 
     @classmethod
     def from_flat(cls, tree: TokenTree, behavior: np.ndarray, target: np.ndarray, reward: np.ndarray) -> Self:
-        """Pair from arrays in the inner layout with a terminal reward, nothing checked: fast, for searches."""
+        """Pair from arrays in the inner layout, a terminal reward, nothing checked: for searches."""
         self = cls.__new__(cls)
         self.tree = tree
         self.behavior, self.target = Policy(tree, behavior), Policy(tree, target)

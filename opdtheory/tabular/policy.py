@@ -74,7 +74,7 @@ class Policy(Table):
         """Independent symmetric Dirichlet rows; small ``concentration`` gives nearly deterministic ones.
 
         ``concentration`` may be an array of the batch shape.  Each action is switched off with probability
-        ``zeros`` (one, drawn at random, always stays).  ``seed`` is anything ``numpy.random.default_rng`` takes.
+        ``zeros`` (one, drawn at random, always stays).  ``seed`` is what ``numpy.random.default_rng`` takes.
         """
         rng = np.random.default_rng(seed)
         inner_batch = () if batch == () else (int(np.prod(batch)),)
@@ -121,8 +121,8 @@ class Policy(Table):
     def sequence_mixture(cls, first: Policy, second: Policy, alpha: Any) -> Policy:
         """The policy whose sequence laws are ``alpha * first + (1 - alpha) * second``, prompt by prompt.
 
-        Its conditionals weigh the two policies by the posterior probability of each having produced the prefix;
-        where neither reaches a context the token-level mixture stands.
+        Its conditionals weigh the two policies by the posterior probability of each having produced the
+        prefix; where neither reaches a context the token-level mixture stands.
         """
         first, second, a = _mixable(first, second, alpha)
         tree, one = first.tree, np.ones_like(first.flat[0, 0])
@@ -168,7 +168,7 @@ class Policy(Table):
 
     @cached_property
     def occupancy(self) -> list[np.ndarray]:
-        """Probability of being at each context, per step: ``occupancy[t]`` has shape ``(batch..., contexts(t))``.
+        """Probability of being at each context; ``occupancy[t]`` has shape ``(batch..., contexts(t))``.
 
         Level ``t`` sums to the probability that the sequence has more than ``t`` tokens.
         """

@@ -19,8 +19,8 @@ class SingleState:
     """``p`` (student or behaviour) and ``q`` (teacher or target) over actions, last axis; leading axes are a
     batch.
 
-    ``values`` (optional, same shape) are values of the actions; ``scalars`` (such as alpha, of the batch shape)
-    become attributes.  Exact if any table is.
+    ``values`` (optional, same shape) are values of the actions; ``scalars`` (such as alpha, of the batch
+    shape) become attributes.  Exact if any table is.
 
     Raises ``ValueError`` if shapes differ or a row is no distribution.
 

@@ -118,8 +118,8 @@ class Table:
                 at = f"levels[{t}][{', '.join(map(str, [*batch, c, a]))}]"
                 prompt, tokens = self.tree.context_label(t, c)
                 raise ValueError(
-                    f"{type(self).__name__} {at} = {values[(*batch, c, a)]} (prompt {prompt}, context {tokens}, "
-                    f"action {a}): expected {expected}"
+                    f"{type(self).__name__} {at} = {values[(*batch, c, a)]} "
+                    f"(prompt {prompt}, context {tokens}, action {a}): expected {expected}"
                 )
 
     def _like(self, flat: np.ndarray) -> Self:

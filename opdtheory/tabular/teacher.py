@@ -21,7 +21,8 @@ __all__ = ["TeacherStudent"]
 class TeacherStudent:
     """Student π, teacher q and, optionally, a candidate π̃ for the next student; all quantities are lazy.
 
-    ``scalars`` (such as alpha, of the batch shape) become attributes.  The reward of a student is r = log(q/π); η(π) = E_π Σ_t r = -KL(π‖q) of sequences.
+    ``scalars`` (such as alpha, of the batch shape) become attributes.  The reward of a student is
+    r = log(q/π); η(π) = E_π Σ_t r = -KL(π‖q) of sequences.
 
     >>> tree = TokenTree(vocab=2, horizon=1)
     >>> x = TeacherStudent.from_levels(tree, teacher=[[["1/4", "3/4"]]], student=[[["1/2", "1/2"]]])

@@ -128,12 +128,13 @@ class TokenTree:
         return 8 * self.pairs_total * batch
 
     def check_memory(self, batch: int = 1, tables: int = 1) -> None:
-        """Raise ``ValueError`` if ``tables`` float64 tables exceed the machine's memory; allocates nothing."""
+        """Raise ``ValueError`` if ``tables`` tables exceed the machine's memory; allocates nothing."""
         need, have = tables * self.nbytes(batch), _physical_memory()
         if need > have:
             raise ValueError(
-                f"a tree with vocab {self.vocab}, horizon {self.horizon}, {self.prompts} prompt(s) and batch {batch} takes "
-                f"{need} bytes ({need / 2**30:.3g} GiB) for {tables} table(s): expected at most the {have} bytes of this machine"
+                f"vocab {self.vocab}, horizon {self.horizon}, {self.prompts} prompt(s), batch {batch}: "
+                f"{tables} table(s) would take {need} bytes ({need / 2**30:.3g} GiB); expected at most the "
+                f"{have} bytes of this machine"
             )
 
     def to_data(self) -> dict[str, Any]:
