@@ -52,7 +52,7 @@ class SingleState:
             raise ValueError(f"batch shape {self.p.shape[:-1]}: expected a single instance")
         arrays = {"p": self.p, "q": self.q} | ({} if self.values is None else {"values": self.values})
         vectors = {name: [str(exact(v)) for v in array] for name, array in arrays.items()}
-        return vectors | {name: str(exact(v)) for name, v in self.scalars.items()}
+        return vectors | scalars_data(self.scalars)
 
     def _weight(self, alpha: Any) -> Any:
         """A weight per instance, ready to multiply arrays with the actions last."""
@@ -185,6 +185,11 @@ def attach_scalars(instance: Any, scalars: dict[str, Any]) -> None:
         if hasattr(type(instance), name) or name in vars(instance):
             raise ValueError(f"scalar {name!r}: expected a name that is not an attribute already")
         setattr(instance, name, value)
+
+
+def scalars_data(scalars: dict[str, Any]) -> dict[str, Any]:
+    """Entry ``scalars`` of a certificate's instance, nothing if there are none."""
+    return {"scalars": {name: str(exact(v)) for name, v in scalars.items()}} if scalars else {}
 
 
 def check_distribution(name: str, x: np.ndarray) -> None:

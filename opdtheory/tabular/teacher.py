@@ -12,7 +12,7 @@ from opdtheory.elementary import amax, exact
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned
 from opdtheory.tabular.policy import Policy
-from opdtheory.tabular.single import attach_scalars
+from opdtheory.tabular.single import attach_scalars, scalars_data
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["TeacherStudent"]
@@ -70,7 +70,7 @@ class TeacherStudent:
         """JSON-ready instance of a certificate: every number a fraction string."""
         tables = {"teacher": self.teacher, "student": self.student, "candidate": self.candidate}
         policies = {name: table.to_data() for name, table in tables.items() if table is not None}
-        return self.tree.to_data() | policies | {name: str(exact(v)) for name, v in self.scalars.items()}
+        return self.tree.to_data() | policies | scalars_data(self.scalars)
 
     @cached_property
     def contrast(self) -> PolicyContrast:
