@@ -23,9 +23,10 @@ from opdtheory.gradients.parameters import LinearLogits, TabularLogits, TorchLog
 from opdtheory.gradients.sampling import SampledGradient, rollout, sampled_gradient
 
 __all__ = [
-    "ESTIMATORS", "Estimator", "LinearLogits", "Moments", "Paths", "SampledGradient", "TabularLogits", "TorchLogits",
-    "asymmetry", "bias_part", "conditional_moments", "cosine", "crossover", "enumerated_moments", "estimator_mean",
-    "immediate_part", "mean_field", "mean_field_jacobian", "objective", "objective_gradient", "one_logit",
-    "return_gradient", "rollout", "sampled_gradient", "sequence_gradients", "shared_logits", "surrogate_gradient",
-    "tabular_moments", "token_rewards", "weighted_gradient",
+    "ESTIMATORS", "Estimator", "LinearLogits", "Moments", "Paths", "SampledGradient", "TabularLogits",
+    "TorchLogits", "asymmetry", "bias_part", "conditional_moments", "cosine", "crossover",
+    "enumerated_moments", "estimator_mean", "immediate_part", "mean_field", "mean_field_jacobian",
+    "objective", "objective_gradient", "one_logit", "return_gradient", "rollout", "sampled_gradient",
+    "sequence_gradients", "shared_logits", "surrogate_gradient", "tabular_moments", "token_rewards",
+    "weighted_gradient",
 ]  # fmt: skip

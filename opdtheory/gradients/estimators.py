@@ -53,7 +53,8 @@ class Estimator:
         if self.form not in FORMS:
             raise ValueError(f"form: got {self.form!r}, expected one of {', '.join(FORMS)}")
         if self.baseline not in BASELINES:
-            raise ValueError(f"baseline: got {self.baseline!r}, expected one of {', '.join(BASELINES)}")
+            names = ", ".join(BASELINES)
+            raise ValueError(f"baseline: got {self.baseline!r}, expected one of {names}")
         if not 0 <= self.lam <= 1:
             raise ValueError(f"lam: got {self.lam!r}, expected a number from 0 to 1")
         if self.lam != 1 and self.form in ("total", "topd_return"):
@@ -90,8 +91,8 @@ def token_rewards(student: np.ndarray, teacher: np.ndarray, alpha: Any = None) -
     if np.any(uncovered):
         count = int(np.sum(uncovered))
         raise ValueError(
-            f"teacher: has probability 0 on {count} actions that the student draws, so that the reward is -inf; "
-            "expected full support there (or a TOP-D reward with alpha < 1)"
+            f"teacher: has probability 0 on {count} actions that the student draws, so that the reward is "
+            "-inf; expected full support there (or a TOP-D reward with alpha < 1)"
         )
     return log(ratio)
 

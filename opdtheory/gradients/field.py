@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory.gradients.estimators import Estimator
+from opdtheory.gradients.estimators import Estimator, token_rewards
 from opdtheory.gradients.exact import flat_mean, lookup
 from opdtheory.gradients.parameters import Parameters, TabularLogits, policy_at
 from opdtheory.tabular import Policy
@@ -23,8 +23,6 @@ _STEP = 1e-100
 
 def objective(parameters: Parameters, theta: np.ndarray, teacher: Policy) -> float:
     """η(θ) = −KL(student‖teacher) over whole sequences, in nats."""
-    from opdtheory.gradients.estimators import token_rewards
-
     student = policy_at(parameters, theta)
     reward = token_rewards(student.flat, teacher.flat)
     return float((student.flat_occupancy * student.flat * reward).sum())
@@ -46,8 +44,8 @@ def mean_field_jacobian(
     """
     e, tree = lookup(estimator), parameters.tree
     tabular = TabularLogits(tree)
-    z = tabular.pull(theta, parameters.logits(theta))
-    directions = tabular.pull(theta, parameters.jacobian(theta))
+    z = tabular.order(parameters.logits(theta))
+    directions = tabular.order(parameters.jacobian(theta))
     student = policy_at(tabular, z[:, None] + 1j * _STEP * directions)
     student.batch_shape = (parameters.size,)
     fixed = Policy(tree, np.repeat(teacher.flat[..., None], parameters.size, axis=2), (parameters.size,))

@@ -78,11 +78,11 @@ def tabular_moments(student: Policy, teacher: Policy, estimator: Estimator | str
     per_context = d * flow.contract(p, second * score_norm2(p))
     mean = weights - p * weights.sum(axis=0)
     target = flat_mean(student, teacher, lookup("ii"))
-    order = TabularLogits(student.tree)
-    shape = (*student.batch_shape, order.size)
+    parameters = TabularLogits(student.tree)
+    shape = (*student.batch_shape, parameters.size)
 
     def vector(flat: np.ndarray) -> np.ndarray:
-        return np.moveaxis(order.pull(np.empty(0), flat), 0, -1).reshape(shape)
+        return np.moveaxis(parameters.order(flat), 0, -1).reshape(shape)
 
     return Moments(vector(mean), student._out(per_context.sum(axis=0)), vector(target))
 

@@ -113,6 +113,10 @@ class TabularLogits:
 
     def pull(self, theta: np.ndarray, flat: np.ndarray) -> np.ndarray:
         """``flat`` in the order of the parameters."""
+        return self.order(flat)
+
+    def order(self, flat: np.ndarray) -> np.ndarray:
+        """Numbers over logits (actions, contexts[, batch]) in the order of the parameters, (size[, batch])."""
         out = np.empty((self.size, *flat.shape[2:]), dtype=flat.dtype)
         out[self._position] = flat
         return out
@@ -160,7 +164,7 @@ class TorchLogits:
         """Hessian of Σ flat·z(θ) with ``flat`` held fixed."""
         import torch
 
-        fixed = torch.tensor(self._tabular.pull(theta, flat))
+        fixed = torch.tensor(self._tabular.order(flat))
         point = torch.tensor(theta, dtype=torch.float64)
         return torch.func.hessian(lambda x: (self._vector(x) * fixed).sum())(point).numpy()
 
