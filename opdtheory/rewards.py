@@ -48,7 +48,8 @@ def topd(logp_teacher: Array, logp_student: Array, alpha: Any) -> Array:
     if is_exact(ell):
         return log(a * exp(ell) + (1 - a))
     # three forms of one function, each used where it neither overflows nor cancels
-    low = log(a * exp(minimum(ell, -1.0)) + (1 - a))
+    below = minimum(ell, -1.0)
+    low = log1p(a * expm1(below)) if a <= 0.5 else log(a * exp(below) + (1 - a))
     middle = log1p(a * expm1(minimum(maximum(ell, -1.0), 80.0)))
     high_ell = maximum(ell, 80.0)
     high = high_ell + log(a + (1 - a) * exp(-high_ell))
