@@ -259,14 +259,9 @@ def check_command(paths: Annotated[list[Path], typer.Argument(metavar="CERT.json
 
 def main() -> None:
     """Entry point of the ``opdtheory`` command."""
-    from opdtheory import cli_audit, cli_bounds, cli_figures, cli_run
+    from opdtheory import cli_run
 
-    app.command("bounds")(cli_bounds.bounds)
-    app.command("plan")(cli_bounds.plan)
-    app.command("audit")(cli_audit.audit)
-    app.command("audit-diff")(cli_audit.audit_diff)
     app.command("run")(cli_run.run)
-    app.command("figures")(cli_figures.figures)
     try:
         app()
     except KeyboardInterrupt:

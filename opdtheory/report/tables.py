@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from opdtheory.verification.claim import Claim
-from opdtheory.verification.engine import SearchResult
+from opdtheory.verification.certificate import load
+from opdtheory.verification.engine import ROOT, SearchResult
 
 STATUS_STYLE = {
     "proved": "bold green", "proved-on-paper": "green", "identity-tested": "green", "survived": "cyan",
@@ -104,13 +105,10 @@ def claim_page(claim: Claim, row: dict[str, Any] | None) -> Group:
 
 def _certificate(path: str) -> list[Any]:
     """The counterexample behind a certificate, if the checkout that holds it is at hand."""
-    from opdtheory import checker
-    from opdtheory.verification.engine import ROOT
-
     file = ROOT / path
     if not file.exists():
         return []
-    certificate = checker.load(file)
+    certificate = load(file)
     return [Text(f"  {certificate['sentence']}", style="red"), readable_instance(certificate["instance"])]
 
 

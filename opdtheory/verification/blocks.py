@@ -184,7 +184,7 @@ Values = dict[str, Array]
 
 def _cost(q: Any) -> int:
     """How hard a fraction is to read: digits of numerator and denominator."""
-    return 0 if q in (0, 1) else len(str(abs(q.p))) + 3 * len(str(q.q)) + (int(q.q) > 2)
+    return int(q) if q in (0, 1) else len(str(abs(q.p))) + 3 * len(str(q.q)) + (int(q.q) > 2)
 
 
 def _row_cost(row: list[Any]) -> int:

@@ -59,14 +59,23 @@ def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[
         "rhs": rhs,
         "sentence": sentence or explain(claim, lhs, rhs),
     }
-    return checker.seal(certificate)
+    sealed = checker.seal(certificate)
+    verdict = checker.check(sealed)
+    if not verdict.confirmed:
+        raise checker.Refused(verdict.reason)
+    return sealed
 
 
 def explain(claim: Claim, lhs: list[Any], rhs: list[Any]) -> str:
     """A sentence for a certificate whose claim does not bring its own."""
-    factor = "" if claim.scale == 1 else f"{claim.scale}·"
-    relation = "==" if claim.relation == "identity" else claim.relation
-    return f"Claimed: {readable(lhs)} {relation} {factor}({readable(rhs)}); on this instance it fails."
+    right = readable(rhs) if claim.scale == 1 else f"{claim.scale}·({readable(rhs)})"
+    relation = {"identity": "=", "==": "=", "<=": "≤", ">=": "≥"}.get(claim.relation, claim.relation)
+    return f"Claimed: {readable(lhs)} {relation} {right}; on this instance it fails."
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A certificate's content, unchecked."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def file_name(claim_id: str) -> str:
@@ -86,6 +95,3 @@ def write_json(path: Path, content: Any) -> None:
         json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
     os.replace(temporary, path)
-
-
-__all__ = ["NotRecordable", "build", "explain", "file_name", "record", "write_json"]

@@ -15,7 +15,7 @@ from opdtheory import checker
 from opdtheory.spaces import Size
 from opdtheory.verification import blocks as bl
 from opdtheory.verification.ascent import EXCESS, Budget, Findings, SidesError, attack, scores, threshold
-from opdtheory.verification.certificate import NotRecordable, build, file_name
+from opdtheory.verification.certificate import NotRecordable, build, file_name, load
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.confirm import DENOMINATORS, counterexample, shrink
 from opdtheory.verification.evidence import Evidence
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(lanes=96, samples=1024, rounds=60),
     "default": Budget(lanes=192, samples=2048, rounds=240),
-    "thorough": Budget(lanes=768, samples=32768, rounds=1500),
+    "thorough": Budget(lanes=384, samples=16384, rounds=600),
 }
 _WIDE = ((4, 2), (2, 4), (4, 3), (3, 4), (2, 5), (2, 6), (4, 4))
 _UNCONFIRMED = 1e-4
@@ -124,7 +124,7 @@ def search(
                 if values is not None:
                     try:
                         certificate = build(claim, size, values)
-                    except NotRecordable as problem:
+                    except (NotRecordable, checker.Refused) as problem:
                         note = f"violated, but not certifiable: {problem}"
                     else:
                         spent = time.perf_counter() - begin
@@ -334,8 +334,7 @@ def _committed(claim_id: str) -> dict[str, Any] | None:
     path = ROOT / "certificates" / file_name(claim_id)
     if not path.exists():
         return None
-    verdict = checker.check(path)
-    return checker.load(path) if verdict.confirmed else None
+    return load(path) if checker.check(path).confirmed else None
 
 
 def standard_mutants(claim: Claim, best_ratio: float | None) -> list[tuple[Claim, str, str]]:
