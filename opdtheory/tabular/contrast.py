@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory.elementary import absolute, amax, amin, asum, exact, sqrt
+from opdtheory.elementary import absolute, amax, amin, asum, exact
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.table import flat_to_context_levels, flat_to_levels
@@ -280,7 +280,7 @@ class PolicyContrast:
     @cached_property
     def hellinger2_seq(self) -> Any:
         """Squared Hellinger distance of the sequence laws."""
-        return self._sum((sqrt(self._law_mu) - sqrt(self._law_pi)) ** 2) / 2
+        return self._sum(local.hellinger2_terms(self._law_mu, self._law_pi, self._law_shift)) / 2
 
     @cached_property
     def k3_sum(self) -> Any:

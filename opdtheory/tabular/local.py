@@ -16,7 +16,18 @@ import numpy as np
 
 from opdtheory.elementary import absolute, asum, exact, log, rel_entr, sqrt
 
-__all__ = ["chi2", "chi2_terms", "hellinger2", "in_chunks", "kl_family", "log_ratio", "ratio", "tv", "weigh"]
+__all__ = [
+    "chi2",
+    "chi2_terms",
+    "hellinger2",
+    "hellinger2_terms",
+    "in_chunks",
+    "kl_family",
+    "log_ratio",
+    "ratio",
+    "tv",
+    "weigh",
+]
 
 _CHUNK = 1 << 15  # numbers a temporary array should hold: a few of them stay in the second-level cache
 
@@ -98,7 +109,19 @@ def chi2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
 
 def hellinger2(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Squared Hellinger distance ½ Σ(√p - √q)² = 1 - Σ√(pq)."""
-    return asum((sqrt(p) - sqrt(q)) ** 2, 0) / 2
+    return asum(hellinger2_terms(p, q, q - p), 0) / 2
+
+
+def hellinger2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
+    """(√p - √q)² elementwise, given ``diff`` = q - p; accurate where p ≈ q."""
+    if p.dtype == object:
+        return p + q - 2 * sqrt(p * q)
+    total = np.sqrt(p) + np.sqrt(q)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = (diff / total) ** 2
+    if (total == 0).any():
+        terms[total == 0] = 0.0
+    return terms
 
 
 def kl_family(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -160,7 +160,9 @@ def _levels_to_flat(tree: TokenTree, levels: Sequence[Any]) -> tuple[np.ndarray,
     batch_shape = arrays[0].shape[:-2]
     for t, array in enumerate(arrays):
         want = (*batch_shape, tree.contexts(t), tree.vocab)
-        if array.shape != want:
+        if array.size == 0 == tree.contexts(t):  # only EOS exists: empty levels may be written []
+            arrays[t] = array.reshape(want)
+        elif array.shape != want:
             raise ValueError(f"levels[{t}] has shape {array.shape}: expected {want}")
     exact_numbers = any(array.dtype == object for array in arrays)
     inner_batch = () if batch_shape == () else (int(np.prod(batch_shape)),)
