@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _train(run: Run, name: str, teacher: models.LanguageModel) -> list[dict[str,
     )  # fmt: skip
     student = models.build(config["student"])
     task = _task(config, student, teacher)
-    trained = trainable(student, config["train"])
+    trained = models.trainable(student, config["train"])
     optimizer = torch.optim.AdamW(
         trained, lr=config["learning_rate"], weight_decay=config["weight_decay"], foreach=False
     )
@@ -213,21 +214,6 @@ def on_policy_kl(
     return float(fresh.kl_student_teacher[fresh.mask].mean())
 
 
-def trainable(model: models.LanguageModel, which: str) -> list[torch.nn.Parameter]:
-    """Switch on gradients for ``all`` parameters or the ``last:N`` decoder layers, and return these parameters."""
-    if which == "all":
-        chosen = list(model.module.parameters())
-    elif which.startswith("last:") and which[5:].isdigit() and 1 <= int(which[5:]) <= len(model.trunk.layers):
-        chosen = [p for layer in model.trunk.layers[-int(which[5:]) :] for p in layer.parameters()]
-    else:
-        raise ValueError(
-            f"train {which!r}: expected 'all' or 'last:N' with N up to {len(model.trunk.layers)}"
-        )
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    return chosen
-
-
 def save_checkpoint(
     path: Path,
     trained: list[torch.nn.Parameter],
@@ -269,7 +255,7 @@ def summarise(curve: list[dict[str, float]], config: Mapping[str, Any]) -> dict[
         "tv_last": last["tv"],
         "tv_factor_per_step": (last["tv"] / first["tv"]) ** (1 / steps) if first["tv"] > 0 else 0.0,
         "tv_factor_largest": max(
-            b["tv"] / a["tv"] for a, b in zip(curve, curve[1:], strict=False) if a["tv"] > 0
+            b["tv"] / a["tv"] for a, b in pairwise(curve) if a["tv"] > 0
         ),
         "state_law": 1 - alpha,
         "token_law": 1 - alpha ** config["evaluation_tokens"],

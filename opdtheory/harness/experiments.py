@@ -34,3 +34,16 @@ def distill(run: Run) -> dict[str, Any]:
     from .distill import distill
 
     return distill(run)
+
+
+@experiment(
+    "gradients",
+    summary="bias, variance, cosine and MSE of distillation gradient estimators on a real student; TOP-D against its bounds",
+    needs=NEEDS,
+    defaults=settings.GRADIENTS,
+)
+def gradients(run: Run) -> dict[str, Any]:
+    """See :mod:`opdtheory.harness.gradients`."""
+    from .gradients import gradients
+
+    return gradients(run)

@@ -279,6 +279,21 @@ def round_to_bits(x: torch.Tensor, bits: int, group: int | None = None) -> torch
     return rounded.reshape(x.shape).to(x.dtype)
 
 
+def trainable(model: LanguageModel, which: str) -> list[nn.Parameter]:
+    """Switch on gradients for ``all`` parameters or the ``last:N`` decoder layers, and return these parameters."""
+    if which == "all":
+        chosen = list(model.module.parameters())
+    elif which.startswith("last:") and which[5:].isdigit() and 1 <= int(which[5:]) <= len(model.trunk.layers):
+        chosen = [p for layer in model.trunk.layers[-int(which[5:]) :] for p in layer.parameters()]
+    else:
+        raise ValueError(
+            f"train {which!r}: expected 'all' or 'last:N' with N up to {len(model.trunk.layers)}"
+        )
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    return chosen
+
+
 def fingerprint(model: LanguageModel) -> str:
     """A short hash of configuration and weights' sums, to tell two models apart in records."""
     sums = [float(p.double().sum()) for p in model.module.parameters()]

@@ -7,8 +7,8 @@ reward and advantage functions. Losses are means over the response tokens of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -96,12 +96,16 @@ class Scored:
     kl_teacher_student: torch.Tensor
     tv: torch.Tensor
     teacher_states: torch.Tensor
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def rows(self, rows: Sequence[int]) -> Scored:
         """The given rows."""
         index = torch.as_tensor(list(rows))
         tensors = {k: v[index] for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return Scored([self.prompts[i] for i in rows], [self.responses[i] for i in rows], **tensors)
+        extra = {k: v[index] for k, v in self.extra.items()}
+        return Scored(
+            [self.prompts[i] for i in rows], [self.responses[i] for i in rows], **tensors, extra=extra
+        )
 
     @property
     def own(self) -> torch.Tensor:
@@ -119,11 +123,13 @@ def score(
     teacher_prompts: Ids | None = None,
     teacher_states: torch.Tensor | None = None,
     guided: Sequence[int] | None = None,
+    extra: Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]] | None = None,
     chunk: int = 32,
 ) -> Scored:
     """Compare student and teacher exactly on responses, which may follow different prompts for the two.
 
-    ``guided[i]`` is how many leading tokens of row i the teacher wrote.
+    ``guided[i]`` is how many leading tokens of row i the teacher wrote; ``extra(p, q)`` gives further (B, T) arrays from
+    the full distributions of student and teacher.
     """
     tokens, mask = pad(responses)
     if teacher_states is None:
@@ -144,12 +150,24 @@ def score(
             "kl_teacher_student": divergences.kl(q, p),
             "tv": divergences.tv(p, q),
         }
+        if extra is not None:
+            found |= {f"extra/{k}": v for k, v in extra(p, q).items()}
         for name, values in found.items():
             columns.setdefault(name, []).append(values.cpu())
     arrays = {k: torch.cat(v, 1) * mask for k, v in columns.items()}
     lengths = torch.tensor([0] * len(tokens) if guided is None else list(guided))
     led = (torch.arange(tokens.shape[1]) < lengths[:, None]) & mask
-    return Scored(list(prompts), list(responses), tokens, mask, led, teacher_states=teacher_states, **arrays)
+    further = {k[6:]: arrays.pop(k) for k in list(arrays) if k.startswith("extra/")}
+    return Scored(
+        list(prompts),
+        list(responses),
+        tokens,
+        mask,
+        led,
+        teacher_states=teacher_states,
+        **arrays,
+        extra=further,
+    )
 
 
 def token_rewards(

@@ -62,7 +62,7 @@ DISTILL: dict[str, Any] = {
     "prompts_per_step": 2,
     "group": 2,
     "max_tokens": 32,
-    "learning_rate": 1e-5,
+    "learning_rate": 5e-5,
     "weight_decay": 0.0,
     "train": "all",
     "alpha": 0.1,
@@ -78,3 +78,20 @@ DISTILL: dict[str, Any] = {
     "chunk": 32,
 }  # fmt: skip
 """On-policy distillation: 12 steps of the packaged model without four of its middle layers, towards the whole model."""
+
+GRADIENTS: dict[str, Any] = {
+    "seed": 0,
+    "student": {**SPEC, "drop_layers": [12, 15, 18, 21]},
+    "teacher": dict(SPEC),
+    "prompts": 4,
+    "sequences": 256,
+    "block": 8,
+    "max_tokens": 16,
+    "space": "last:1",
+    "sketch": 512,
+    "alphas": [0.1, 0.2, 0.5, 0.9, 1.0],
+    "lambdas": [0.5, 0.9],
+    "sample_sizes": [1, 4, 16, 64, 256, 1024, 4096],
+    "chunk": 16,
+}
+"""Gradient estimators: where the gradients live, how they are sketched, and what is compared."""
