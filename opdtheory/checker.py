@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from itertools import product as cartesian
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -183,8 +182,11 @@ class Interval:
         base = abs(self) if n % 2 == 0 else self
         if not base.is_infinite and base.lo < 0 < base.hi or base.hi <= 0:
             # an odd power is increasing: each end separately
-            return Interval(-_power(-base.lo, n, base.bits).hi, (_power(base.hi, n, base.bits).hi if base.hi > 0
-                            else -_power(-base.hi, n, base.bits).lo), base.bits)
+            return Interval(
+                -_power(-base.lo, n, base.bits).hi,
+                (_power(base.hi, n, base.bits).hi if base.hi > 0 else -_power(-base.hi, n, base.bits).lo),
+                base.bits,
+            )
         return Interval(_power(base.lo, n, base.bits).lo, _power(base.hi, n, base.bits).hi, base.bits)
 
     def __repr__(self) -> str:
@@ -251,7 +253,9 @@ def _log_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
     low, high = _atanh_bounds(abs(n), d, w)
     low, high = (2 * low, 2 * high) if n >= 0 else (-2 * high, -2 * low)
     two_low, two_high = _log2_bounds(w)
-    low, high = (low + k * two_low, high + k * two_high) if k >= 0 else (low + k * two_high, high + k * two_low)
+    low, high = (
+        (low + k * two_low, high + k * two_high) if k >= 0 else (low + k * two_high, high + k * two_low)
+    )
     return Fraction(low, 1 << w), Fraction(high, 1 << w)
 
 
@@ -266,7 +270,11 @@ def _exp_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
     two_low, two_high = _log2_bounds(w)
     x_low, x_high = (x.numerator << w) // x.denominator, _ceil_div(x.numerator << w, x.denominator)
     k = x_low // two_high - 1
-    r_low, r_high = (x_low - k * two_high, x_high - k * two_low) if k >= 0 else (x_low - k * two_low, x_high - k * two_high)
+    r_low, r_high = (
+        (x_low - k * two_high, x_high - k * two_low)
+        if k >= 0
+        else (x_low - k * two_low, x_high - k * two_high)
+    )
     if not 0 < r_low <= r_high < 2 << w:
         raise ArithmeticError("argument reduction of exp left its range")
     one = 1 << w
@@ -391,7 +399,13 @@ def product(values: Iterable[Any]) -> Any:
 PRIMITIVES: dict[str, dict[str, Callable[..., Any]]] = {
     kind: {}
     for kind in (
-        "policy_pair", "teacher_student", "single_state", "scalar", "discounted_mdp", "iterated_map", "gradient_field",
+        "policy_pair",
+        "teacher_student",
+        "single_state",
+        "scalar",
+        "discounted_mdp",
+        "iterated_map",
+        "gradient_field",
     )
 }
 """kind -> name -> function(instance, **arguments); the docstring of each says what it is."""
@@ -434,8 +448,13 @@ def fraction(value: Any, where: str) -> Fraction:
     >>> fraction("-2/7", "scale")
     Fraction(-2, 7)
     """
-    if not isinstance(value, str) or len(value) > MAX_NUMBER_LENGTH or not value.isascii() or not _FRACTION.fullmatch(value):
-        raise Refused(f"{where}: {_short(value)} is not a fraction string such as \"2/7\"")
+    if (
+        not isinstance(value, str)
+        or len(value) > MAX_NUMBER_LENGTH
+        or not value.isascii()
+        or not _FRACTION.fullmatch(value)
+    ):
+        raise Refused(f'{where}: {_short(value)} is not a fraction string such as "2/7"')
     result = Fraction(value)
     if str(result) != value:
         raise Refused(f"{where}: {_short(value)} is not in lowest terms (expected {_short(str(result))})")
@@ -468,7 +487,9 @@ def fields(value: Any, where: str, required: Sequence[str], optional: Sequence[s
 
 def items(value: Any, where: str, length: int | None = None) -> list[Any]:
     if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise Refused(f"{where}: expected a list{'' if length is None else f' of {length}'}, got {_short(value)}")
+        raise Refused(
+            f"{where}: expected a list{'' if length is None else f' of {length}'}, got {_short(value)}"
+        )
     return value
 
 
@@ -556,7 +577,12 @@ def dot(a: Sequence[Any], b: Sequence[Any]) -> Any:
 
 def unit_interval(alpha: Any, open_left: bool = False, open_right: bool = False) -> Fraction:
     """An argument that must lie in [0, 1], with the open ends excluded."""
-    if isinstance(alpha, str) or not 0 <= alpha <= 1 or (open_left and alpha == 0) or (open_right and alpha == 1):
+    if (
+        isinstance(alpha, str)
+        or not 0 <= alpha <= 1
+        or (open_left and alpha == 0)
+        or (open_right and alpha == 1)
+    ):
         raise Refused(f"argument {alpha}: expected a number in the unit interval")
     return Fraction(alpha)
 
@@ -589,7 +615,10 @@ class Tree(Instance):
             integer(self.eos, "instance.eos", 0, self.vocab - 1)
         self.prompt_probs = distribution(data["prompt_probs"], "instance.prompt_probs", self.prompts)
         self.continuing = [a for a in range(self.vocab) if a != self.eos]
-        if self.prompts * sum(len(self.continuing) ** t for t in range(self.horizon)) * self.vocab > MAX_SEQUENCES:
+        if (
+            self.prompts * sum(len(self.continuing) ** t for t in range(self.horizon)) * self.vocab
+            > MAX_SEQUENCES
+        ):
             raise Refused(f"instance: more than {MAX_SEQUENCES} context-token pairs")
 
     def count(self, t: int) -> int:
@@ -651,7 +680,8 @@ class Tree(Instance):
     def law(self, policy: list[list[list[Fraction]]]) -> list[Fraction]:
         """Probability of every sequence, prompt included."""
         return [
-            self.prompt_probs[prompt] * product(policy[t][i][a] for t, i, a in steps) for prompt, steps in self.sequences
+            self.prompt_probs[prompt] * product(policy[t][i][a] for t, i, a in steps)
+            for prompt, steps in self.sequences
         ]
 
     def occupancy(self, policy: list[list[list[Fraction]]]) -> dict[tuple[int, int], Fraction]:
@@ -676,7 +706,9 @@ class PolicyPair(Tree):
         super().__init__(data, ("behavior", "target", "reward"))
         self.mu, self.pi = self.policy("behavior"), self.policy("target")
         table = self.table("reward")
-        self.reward = [sum((table[t][i][a] for t, i, a in steps), Fraction(0)) for _p, steps in self.sequences]
+        self.reward = [
+            sum((table[t][i][a] for t, i, a in steps), Fraction(0)) for _p, steps in self.sequences
+        ]
         self.law_mu, self.law_pi = self.law(self.mu), self.law(self.pi)
         self.d_mu, self.d_pi = self.occupancy(self.mu), self.occupancy(self.pi)
 
@@ -712,7 +744,10 @@ class PolicyPair(Tree):
     @cached_property
     def v(self) -> dict[tuple[int, int], Fraction]:
         """V^μ(c) = Σ_a μ(a|c) Q^μ(c, a)."""
-        return {(t, i): sum(self.mu[t][i][a] * self.q[t, i, a] for a in range(self.vocab)) for t, i in self.contexts}
+        return {
+            (t, i): sum(self.mu[t][i][a] * self.q[t, i, a] for a in range(self.vocab))
+            for t, i in self.contexts
+        }
 
     @cached_property
     def g(self) -> dict[tuple[int, int], Fraction]:
@@ -934,6 +969,18 @@ def pair_hellinger2_seq(x: PolicyPair) -> Any:
 
 
 @primitive("policy_pair")
+def pair_hellinger2_sum(x: PolicyPair) -> Any:
+    """Σ_t E_{d_t^μ} of the squared Hellinger distance."""
+    return x.over_steps(x.hellinger2)
+
+
+@primitive("policy_pair")
+def pair_midpoint_kl_sum(x: PolicyPair) -> Any:
+    """Σ_t E_{d_t^μ} KL(μ‖(μ + π)/2)(c_t)."""
+    return x.over_steps(lambda p, q: x.kl(p, [(a + b) / 2 for a, b in zip(p, q, strict=True)]))
+
+
+@primitive("policy_pair")
 def pair_reward_sd(x: PolicyPair) -> Any:
     """Standard deviation of R under μ."""
     mean = pair_J_behavior(x)
@@ -1020,6 +1067,23 @@ def pair_reward_floor_log_w(x: PolicyPair) -> Any:
 
 
 @primitive("policy_pair")
+def pair_reward_capped_log_w(x: PolicyPair, cap: Fraction) -> Any:
+    """E_μ[R min(max(log W, -1), cap)]."""
+
+    def value(r: Fraction, rho: list[Fraction]) -> Any:
+        w = product(rho)
+        return weigh(r, minimum(maximum(x.log(w), Fraction(-1)), cap) if w else Fraction(-1))
+
+    return x.mean_mu(value)
+
+
+@primitive("policy_pair")
+def pair_reward_truncated(x: PolicyPair, cap: Fraction) -> Any:
+    """E_μ[R min(W, cap)]."""
+    return x.mean_mu(lambda r, rho: r * min(product(rho), cap))
+
+
+@primitive("policy_pair")
 def pair_ratio_martingale(x: PolicyPair) -> Any:
     """E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t)."""
     found = []
@@ -1055,6 +1119,368 @@ def pair_support_ok(x: PolicyPair) -> Any:
 
 
 # ============================================================================ 4 teacher and student
+
+
+class TeacherStudent(Tree):
+    """Student p, teacher q and, optionally, a candidate p̃ for the next student; reward of the student r = log(q/p)."""
+
+    def __init__(self, data: Any):
+        super().__init__(data, ("teacher", "student"), ("candidate",))
+        self._prepare(self.policy("student"))
+
+    def _prepare(self, student: list[list[list[Fraction]]]) -> None:
+        self.q, self.p = self.policy("teacher"), student
+        self._next = self.policy("candidate") if "candidate" in self.data else None
+        self.law_p, self.law_q = self.law(self.p), self.law(self.q)
+        self.d_p = self.occupancy(self.p)
+        self._known: dict[Any, Any] = {}
+
+    @property
+    def candidate(self) -> list[list[list[Fraction]]]:
+        if self._next is None:
+            raise Refused("instance: this quantity needs a candidate policy")
+        return self._next
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Keep intermediate results of one precision."""
+        key = (self.bits, key)
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    def mixed(self, alpha: Any) -> list[list[list[Fraction]]]:
+        """αq + (1-α)p at every context."""
+        alpha = unit_interval(alpha)
+        return [
+            [
+                [alpha * b + (1 - alpha) * a for a, b in zip(*rows, strict=True)]
+                for rows in zip(*levels, strict=True)
+            ]
+            for levels in zip(self.p, self.q, strict=True)
+        ]
+
+    def over_contexts(self, value: Callable[..., Any], first: Any, second: Any) -> Any:
+        """Maximum over every context of value(first(·|c), second(·|c))."""
+        return largest(value(first[t][i], second[t][i]) for t, i in self.contexts)
+
+    # ---- one step from student to candidate, the reward frozen at the student's
+
+    @property
+    def frozen_g(self) -> dict[tuple[int, int], Any]:
+        """g(c) = Σ_a p̃(a|c) (Q(c, a) - V(c)), Q and V the student's values of its own reward from c on."""
+        return self.once("frozen_g", self._frozen_g)
+
+    def _frozen_g(self) -> dict[tuple[int, int], Any]:
+        q: dict[Step, Any] = {}
+        for _prompt, steps in self.sequences:
+            tail, to_go = Fraction(1), Fraction(1)
+            for t, i, a in reversed(steps):
+                student, teacher = self.p[t][i][a], self.q[t][i][a]
+                if student == 0 < self.candidate[t][i][a]:
+                    raise Refused("the candidate draws a token that the student never draws: log(q/0)")
+                if student == 0:
+                    break
+                to_go *= teacher / student
+                q[t, i, a] = q.get((t, i, a), Fraction(0)) + weigh(tail, self.log(to_go))
+                tail *= student
+        found = {}
+        for t, i in self.contexts:
+            shift = [b - a for a, b in zip(self.p[t][i], self.candidate[t][i], strict=True)]
+            found[t, i] = total(weigh(s, q[t, i, a]) for a, s in enumerate(shift) if s)
+        return found
+
+    # ---- sampled gradient estimators ĝ(y) = Σ_t Â_t ∇log p(y_t|c_t)
+
+    def score(self, step: Step) -> dict[Any, Fraction]:
+        """∇log p(a|c) with respect to the logits of the context: 1{a=b} - p(b|c)."""
+        t, i, a = step
+        return {(t, i, b): (a == b) - p for b, p in enumerate(self.p[t][i])}
+
+    def advantages(self, estimator: Any, alpha: Any) -> list[list[Any]]:
+        """Â_1, ..., Â_n of every sequence that the student draws (an empty list for the others).
+
+        Token rewards are log(q/p), or log(αq/p + 1 - α) if alpha is given.  Estimators: ``i`` all rewards, ``ii`` those
+        from t on, ``immediate`` the t-th, ``iv`` the t-th plus the means of the later ones given their contexts,
+        ``topd_return`` the t-th plus the average of the later ones; ``iii``, ``v`` and ``immediate_baseline`` are ii, iv and
+        immediate minus the mean given the context.
+        """
+        return self.once(("advantages", estimator, alpha), lambda: self._advantages(estimator, alpha))
+
+    def _advantages(self, estimator: Any, alpha: Any) -> list[list[Any]]:
+        centred = {"iii": "ii", "v": "iv", "immediate_baseline": "immediate"}
+        if estimator in centred:
+            plain = self.advantages(centred[estimator], alpha)
+            mean = self.conditional_mean(plain)
+            return [
+                [value - mean[t, i] for value, (t, i, _a) in zip(values, steps, strict=False)]
+                for values, (_prompt, steps) in zip(plain, self.sequences, strict=True)
+            ]
+        reward = self.log if alpha is None else self._topd(alpha)
+        found: list[list[Any]] = []
+        for w, (_prompt, steps) in zip(self.law_p, self.sequences, strict=True):
+            if not w:
+                found.append([])
+                continue
+            r = [reward(self.q[t][i][a] / self.p[t][i][a]) for t, i, a in steps]
+            n = len(r)
+            if estimator == "i":
+                values = [total(r)] * n
+            elif estimator == "ii":
+                values = [total(r[k:]) for k in range(n)]
+            elif estimator == "immediate":
+                values = r
+            elif estimator == "iv":
+                means = [self.mean_reward((t, i), reward) for t, i, _a in steps]
+                values = [r[k] + total(means[k + 1 :]) for k in range(n)]
+            elif estimator == "topd_return":
+                values = [r[k] + (total(r[k + 1 :]) / (n - 1 - k) if k < n - 1 else 0) for k in range(n)]
+            else:
+                raise Refused(f"argument estimator: unknown word {_short(estimator)}")
+            found.append(values)
+        return found
+
+    def _topd(self, alpha: Any) -> Callable[[Fraction], Any]:
+        alpha = unit_interval(alpha)
+        return lambda rho: self.log(alpha * rho + 1 - alpha)
+
+    def mean_reward(self, c: tuple[int, int], reward: Callable[[Fraction], Any]) -> Any:
+        """Σ_a p(a|c) r(c, a)."""
+        t, i = c
+        return total(a * reward(b / a) for a, b in zip(self.p[t][i], self.q[t][i], strict=True) if a)
+
+    def conditional_mean(self, values: list[list[Any]]) -> dict[tuple[int, int], Any]:
+        """E[Â_t | c_t] of every context that the student visits."""
+        parts: dict[tuple[int, int], list[Any]] = {}
+        for w, row, (_prompt, steps) in zip(self.law_p, values, self.sequences, strict=True):
+            for value, (t, i, _a) in zip(row, steps, strict=False):
+                parts.setdefault((t, i), []).append(w * value)
+        return {c: total(found) / self.d_p[c] for c, found in parts.items()}
+
+    def gradients(self, estimator: Any, alpha: Any) -> list[tuple[Fraction, dict[Any, Any]]]:
+        """(probability, ĝ(y)) of every sequence that the student draws."""
+
+        def compute() -> list[tuple[Fraction, dict[Any, Any]]]:
+            found = []
+            rows = self.advantages(estimator, alpha)
+            for w, row, (_prompt, steps) in zip(self.law_p, rows, self.sequences, strict=True):
+                if w:
+                    vector: dict[Any, Any] = {}
+                    for value, step in zip(row, steps, strict=True):
+                        for name, s in self.score(step).items():
+                            vector[name] = vector.get(name, Fraction(0)) + weigh(s, value)
+                    found.append((w, vector))
+            return found
+
+        return self.once(("gradients", estimator, alpha), compute)
+
+    def mean_gradient(self, estimator: Any, alpha: Any) -> dict[Any, Any]:
+        """E ĝ."""
+
+        def compute() -> dict[Any, Any]:
+            mean: dict[Any, Any] = {}
+            for w, vector in self.gradients(estimator, alpha):
+                for name, value in vector.items():
+                    mean[name] = mean.get(name, Fraction(0)) + w * value
+            return mean
+
+        return self.once(("mean", estimator, alpha), compute)
+
+
+@primitive("teacher_student")
+def teacher_eta(x: TeacherStudent) -> Any:
+    """η = -KL(student‖teacher) of the laws of sequences."""
+    return -x.kl(x.law_p, x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_kl_student_teacher_seq(x: TeacherStudent) -> Any:
+    """KL(student‖teacher) of the laws of sequences."""
+    return x.kl(x.law_p, x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_kl_teacher_student_seq(x: TeacherStudent) -> Any:
+    """KL(teacher‖student) of the laws of sequences."""
+    return x.kl(x.law_q, x.law_p)
+
+
+@primitive("teacher_student")
+def teacher_kl_student_teacher_max(x: TeacherStudent) -> Any:
+    """max_c KL(student‖teacher)(c)."""
+    return x.over_contexts(x.kl, x.p, x.q)
+
+
+@primitive("teacher_student")
+def teacher_kl_teacher_student_max(x: TeacherStudent) -> Any:
+    """max_c KL(teacher‖student)(c)."""
+    return x.over_contexts(x.kl, x.q, x.p)
+
+
+@primitive("teacher_student")
+def teacher_kl_state_sum(x: TeacherStudent) -> Any:
+    """Σ_c KL(student‖teacher)(c), every context counted once."""
+    return total(x.kl(x.p[t][i], x.q[t][i]) for t, i in x.contexts)
+
+
+@primitive("teacher_student")
+def teacher_tv_seq(x: TeacherStudent) -> Any:
+    """TV of the laws of sequences."""
+    return tv(x.law_p, x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_l1_seq(x: TeacherStudent) -> Any:
+    """‖p - q‖₁ of the laws of sequences."""
+    return 2 * tv(x.law_p, x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_tv_state_max(x: TeacherStudent) -> Any:
+    """max_c TV(student, teacher)(c)."""
+    return x.over_contexts(tv, x.p, x.q)
+
+
+@primitive("teacher_student")
+def teacher_l1_state_max(x: TeacherStudent) -> Any:
+    """max_c ‖p - q‖₁(c)."""
+    return 2 * x.over_contexts(tv, x.p, x.q)
+
+
+@primitive("teacher_student")
+def teacher_l1_state_mixed_max(x: TeacherStudent, alpha: Any) -> Any:
+    """max_c ‖m - q‖₁(c), m = αq + (1-α)p at every context."""
+    return 2 * x.over_contexts(tv, x.mixed(alpha), x.q)
+
+
+@primitive("teacher_student")
+def teacher_l1_token_mixed(x: TeacherStudent, alpha: Any) -> Any:
+    """‖m - q‖₁ of the laws of sequences, m the policy αq + (1-α)p at every context."""
+    return 2 * tv(x.law(x.mixed(alpha)), x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_l1_sequence_mixed(x: TeacherStudent, alpha: Any) -> Any:
+    """Σ_y |αq(y) + (1-α)p(y) - q(y)|."""
+    alpha = unit_interval(alpha)
+    return total(abs(alpha * b + (1 - alpha) * a - b) for a, b in zip(x.law_p, x.law_q, strict=True))
+
+
+@primitive("teacher_student")
+def teacher_expected_length_student(x: TeacherStudent) -> Any:
+    """Mean number of tokens of the student, EOS counted."""
+    return x.expected_length(x.law_p)
+
+
+@primitive("teacher_student")
+def teacher_expected_length_teacher(x: TeacherStudent) -> Any:
+    """Mean number of tokens of the teacher, EOS counted."""
+    return x.expected_length(x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_candidate_eta(x: TeacherStudent) -> Any:
+    """-KL(candidate‖teacher) of the laws of sequences."""
+    return -x.kl(x.law(x.candidate), x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_candidate_return_frozen(x: TeacherStudent) -> Any:
+    """E of Σ_t log(q/p) over sequences of the candidate, the reward being the student's."""
+    found = []
+    for w, (_prompt, steps) in zip(x.law(x.candidate), x.sequences, strict=True):
+        if w:
+            p = product(x.p[t][i][a] for t, i, a in steps)
+            if p == 0:
+                raise Refused("the candidate draws a token that the student never draws: log(q/0)")
+            found.append(w * x.log(product(x.q[t][i][a] for t, i, a in steps) / p))
+    return total(found)
+
+
+@primitive("teacher_student")
+def teacher_candidate_surrogate(x: TeacherStudent) -> Any:
+    """Σ_c d(c) g(c), g(c) = E_{a~p̃}[A(c, a)] under the student's reward, d the student's visits."""
+    return total(weigh(x.d_p[c], g) for c, g in x.frozen_g.items())
+
+
+@primitive("teacher_student")
+def teacher_candidate_g_max(x: TeacherStudent) -> Any:
+    """max_c |g(c)|."""
+    return largest(abs(g) for g in x.frozen_g.values())
+
+
+def _step_kl(x: TeacherStudent, c: tuple[int, int]) -> Any:
+    return x.kl(x.candidate[c[0]][c[1]], x.p[c[0]][c[1]])
+
+
+@primitive("teacher_student")
+def teacher_candidate_corrected_surrogate(x: TeacherStudent) -> Any:
+    """Σ_c d(c) g′(c), g′(c) = g(c) - KL(p̃‖p)(c)."""
+    return total(weigh(x.d_p[c], g - _step_kl(x, c)) for c, g in x.frozen_g.items())
+
+
+@primitive("teacher_student")
+def teacher_candidate_corrected_g_max(x: TeacherStudent) -> Any:
+    """max_c |g′(c)|."""
+    return largest(abs(g - _step_kl(x, c)) for c, g in x.frozen_g.items())
+
+
+@primitive("teacher_student")
+def teacher_candidate_tv_sum(x: TeacherStudent) -> Any:
+    """Σ_c d(c) TV(p, p̃)(c)."""
+    return total(x.d_p[t, i] * tv(x.p[t][i], x.candidate[t][i]) for t, i in x.contexts)
+
+
+@primitive("teacher_student")
+def teacher_candidate_tv_max(x: TeacherStudent) -> Any:
+    """max_c TV(p, p̃)(c)."""
+    return x.over_contexts(tv, x.p, x.candidate)
+
+
+@primitive("teacher_student")
+def teacher_candidate_kl_step_sum(x: TeacherStudent) -> Any:
+    """Σ_c d(c) KL(p̃‖p)(c)."""
+    return total(weigh(x.d_p[c], _step_kl(x, c)) for c in x.contexts if x.d_p[c])
+
+
+@primitive("teacher_student")
+def teacher_candidate_kl_max(x: TeacherStudent) -> Any:
+    """max_c KL(p̃‖p)(c)."""
+    return largest(_step_kl(x, c) for c in x.contexts)
+
+
+@primitive("teacher_student")
+def teacher_candidate_expected_length(x: TeacherStudent) -> Any:
+    """Mean number of tokens of the candidate, EOS counted."""
+    return x.expected_length(x.law(x.candidate))
+
+
+@primitive("teacher_student")
+def teacher_gradient_second_moment(x: TeacherStudent, estimator: str, alpha: Any = None) -> Any:
+    """E‖ĝ‖² of a sampled gradient estimator (see ``advantages``)."""
+    return total(w * total(v * v for v in vector.values()) for w, vector in x.gradients(estimator, alpha))
+
+
+@primitive("teacher_student")
+def teacher_gradient_norm2(x: TeacherStudent, estimator: str, alpha: Any = None) -> Any:
+    """‖E ĝ‖²."""
+    return total(v * v for v in x.mean_gradient(estimator, alpha).values())
+
+
+@primitive("teacher_student")
+def teacher_gradient_variance(x: TeacherStudent, estimator: str, alpha: Any = None) -> Any:
+    """Trace of the covariance, E‖ĝ - E ĝ‖²."""
+    mean = x.mean_gradient(estimator, alpha)
+    return total(
+        w * total((vector.get(name, 0) - m) ** 2 for name, m in mean.items())
+        for w, vector in x.gradients(estimator, alpha)
+    )
+
+
+@primitive("teacher_student")
+def teacher_gradient_dot(x: TeacherStudent, first: str, second: str, alpha: Any = None) -> Any:
+    """⟨E ĝ_first, E ĝ_second⟩; alpha (if given) belongs to the first."""
+    a, b = x.mean_gradient(first, alpha), x.mean_gradient(second, None)
+    return total(value * b[name] for name, value in a.items())
 
 
 # ============================================================================ 5 single states
@@ -1129,6 +1555,18 @@ def state_kl_qp(x: SingleState) -> Any:
 def state_tv(x: SingleState) -> Any:
     """TV(p, q)."""
     return tv(x.p, x.q)
+
+
+@primitive("single_state")
+def state_l1(x: SingleState) -> Any:
+    """‖p - q‖₁."""
+    return 2 * tv(x.p, x.q)
+
+
+@primitive("single_state")
+def state_max_abs_log_ratio(x: SingleState) -> Any:
+    """max |log(q/p)| over the support of p."""
+    return largest(abs(x.log(b / a)) for a, b in zip(x.p, x.q, strict=True) if a)
 
 
 @primitive("single_state")
@@ -1377,15 +1815,15 @@ def state_topk_mass_q(x: SingleState, k: int) -> Any:
 
 
 @primitive("single_state")
-def state_mean_p(x: SingleState) -> Any:
+def state_mean_values(x: SingleState) -> Any:
     """E_p[values]."""
     return dot(x.p, x.values)
 
 
 @primitive("single_state")
-def state_mean_q(x: SingleState) -> Any:
-    """E_q[values]."""
-    return dot(x.q, x.values)
+def state_gain(x: SingleState) -> Any:
+    """E_q[values] - E_p[values]."""
+    return dot(x.q, x.values) - dot(x.p, x.values)
 
 
 @primitive("single_state")
@@ -1415,18 +1853,350 @@ class Scalar(Instance):
 # ============================================================================ 7 discounted decision processes
 
 
+def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]:
+    """The solution of a square linear system, by exact elimination."""
+    n = len(right)
+    rows = [[*row, b] for row, b in zip(matrix, right, strict=True)]
+    for k in range(n):
+        pivot = next((i for i in range(k, n) if rows[i][k]), None)
+        if pivot is None:
+            raise Refused("a singular linear system")
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        rows[k] = [v / rows[k][k] for v in rows[k]]
+        for i in range(n):
+            if i != k and rows[i][k]:
+                rows[i] = [v - rows[i][k] * u for v, u in zip(rows[i], rows[k], strict=True)]
+    return [row[n] for row in rows]
+
+
+class DiscountedMDP(Instance):
+    """Transition (s, a, s'), reward (s, a), discount γ in [0, 1), initial law, behaviour μ and target π (s, a)."""
+
+    def __init__(self, data: Any):
+        super().__init__(data, ("transition", "reward", "gamma", "initial", "behavior", "target"))
+        rows = items(data["reward"], "instance.reward")
+        if not 1 <= len(rows) <= 64 or not isinstance(rows[0], list) or not 1 <= len(rows[0]) <= 64:
+            raise Refused("instance.reward: expected 1 to 64 states and 1 to 64 actions")
+        s, a = len(rows), len(rows[0])
+        self.states, self.actions = s, a
+        self.reward = [vector(row, f"instance.reward[{i}]", a) for i, row in enumerate(rows)]
+        self.transition = [
+            [
+                distribution(law, f"instance.transition[{i}][{j}]", s)
+                for j, law in enumerate(items(row, f"instance.transition[{i}]", a))
+            ]
+            for i, row in enumerate(items(data["transition"], "instance.transition", s))
+        ]
+        self.gamma = fraction(data["gamma"], "instance.gamma")
+        if not 0 <= self.gamma < 1:
+            raise Refused(f"instance.gamma: {self.gamma} is not in [0, 1)")
+        self.initial = distribution(data["initial"], "instance.initial", s)
+        self.mu, self.pi = (
+            [
+                distribution(row, f"instance.{name}[{i}]", a)
+                for i, row in enumerate(items(data[name], f"instance.{name}", s))
+            ]
+            for name in ("behavior", "target")
+        )
+
+    def system(self, policy: list[list[Fraction]]) -> list[list[Fraction]]:
+        """I - γP under a policy."""
+        return [
+            [
+                (i == j)
+                - self.gamma * sum(policy[i][a] * self.transition[i][a][j] for a in range(self.actions))
+                for j in range(self.states)
+            ]
+            for i in range(self.states)
+        ]
+
+    def values(self, policy: list[list[Fraction]]) -> list[Fraction]:
+        """V = (I - γP)⁻¹ r."""
+        return solve(self.system(policy), [dot(p, r) for p, r in zip(policy, self.reward, strict=True)])
+
+    def visits(self, policy: list[list[Fraction]]) -> list[Fraction]:
+        """Σ_t γᵗ P(s_t = s)."""
+        return solve([list(column) for column in zip(*self.system(policy), strict=True)], self.initial)
+
+    @cached_property
+    def advantage(self) -> list[list[Fraction]]:
+        """A^μ(s, a) = r + γ Σ_s' P(s'|s, a) V^μ(s') - V^μ(s)."""
+        v = self.values(self.mu)
+        return [
+            [
+                self.reward[s][a] + self.gamma * dot(self.transition[s][a], v) - v[s]
+                for a in range(self.actions)
+            ]
+            for s in range(self.states)
+        ]
+
+    @cached_property
+    def g(self) -> list[Fraction]:
+        """Σ_a π(a|s) A^μ(s, a)."""
+        return [dot(p, a) for p, a in zip(self.pi, self.advantage, strict=True)]
+
+    def over_states(self, value: Callable[..., Any]) -> Any:
+        return largest(value(p, q) for p, q in zip(self.mu, self.pi, strict=True))
+
+
+@primitive("discounted_mdp")
+def mdp_gamma(x: DiscountedMDP) -> Any:
+    """Discount."""
+    return x.gamma
+
+
+@primitive("discounted_mdp")
+def mdp_J_behavior(x: DiscountedMDP) -> Any:
+    """Discounted return of μ."""
+    return dot(x.initial, x.values(x.mu))
+
+
+@primitive("discounted_mdp")
+def mdp_J_target(x: DiscountedMDP) -> Any:
+    """Discounted return of π."""
+    return dot(x.initial, x.values(x.pi))
+
+
+@primitive("discounted_mdp")
+def mdp_improvement(x: DiscountedMDP) -> Any:
+    """J(π) - J(μ)."""
+    return mdp_J_target(x) - mdp_J_behavior(x)
+
+
+@primitive("discounted_mdp")
+def mdp_surrogate(x: DiscountedMDP) -> Any:
+    """Σ_s visits_μ(s) Σ_a π(a|s) A^μ(s, a)."""
+    return dot(x.visits(x.mu), x.g)
+
+
+@primitive("discounted_mdp")
+def mdp_error(x: DiscountedMDP) -> Any:
+    """Improvement - surrogate."""
+    return mdp_improvement(x) - mdp_surrogate(x)
+
+
+@primitive("discounted_mdp")
+def mdp_adv_max(x: DiscountedMDP) -> Any:
+    """max |A^μ(s, a)|."""
+    return max(abs(a) for row in x.advantage for a in row)
+
+
+@primitive("discounted_mdp")
+def mdp_adv_target_max(x: DiscountedMDP) -> Any:
+    """max_s |Σ_a π(a|s) A^μ(s, a)|."""
+    return max(abs(g) for g in x.g)
+
+
+@primitive("discounted_mdp")
+def mdp_tv_max(x: DiscountedMDP) -> Any:
+    """max_s TV(μ, π)(s)."""
+    return x.over_states(tv)
+
+
+@primitive("discounted_mdp")
+def mdp_tv_mean(x: DiscountedMDP) -> Any:
+    """Mean of TV(μ, π)(s) over the normalised discounted visits of μ."""
+    return (1 - x.gamma) * dot(x.visits(x.mu), [tv(p, q) for p, q in zip(x.mu, x.pi, strict=True)])
+
+
+@primitive("discounted_mdp")
+def mdp_kl_max(x: DiscountedMDP) -> Any:
+    """max_s KL(μ‖π)(s)."""
+    return x.over_states(x.kl)
+
+
+@primitive("discounted_mdp")
+def mdp_reverse_kl_max(x: DiscountedMDP) -> Any:
+    """max_s KL(π‖μ)(s)."""
+    return x.over_states(lambda p, q: x.kl(q, p))
+
+
 # ============================================================================ 8 iterated maps
 
 
+class IteratedMap(Instance):
+    """Students of one state, one after the other: p_0 = start, p_{k+1} = F(p_k) for k < steps, towards a teacher q.
+
+    ``map`` is one of
+
+    * ``proximal``: F(p) = αq + (1-α)p + e_k with the scalar alpha and optional ``errors`` e_k (each sums to 0),
+    * ``minorizer``: two tokens, one state, horizon 1 with penalty weight ``penalty`` (a scalar > 0): F(p) maximises over p̃
+      the bound Σ p̃A - 2·penalty·|Σ p̃A|·TV(p̃, p), A the advantage of the reward log(q/p).  With p̃ = p + u on the second
+      token and a = r(1) - r(0) this is a·u - 2·penalty·|a|u², so u = sign(a)/(4·penalty), cut at the ends of [0, 1].
+    """
+
+    def __init__(self, data: Any):
+        super().__init__(data, ("map", "start", "teacher", "steps"), ("errors",))
+        self.start = distribution(data["start"], "instance.start")
+        if len(self.start) > 1024:
+            raise Refused("instance.start: more than 1024 tokens")
+        self.q = distribution(data["teacher"], "instance.teacher", len(self.start))
+        self.steps = integer(data["steps"], "instance.steps", 0, 256)
+        maps = {"proximal": self._proximal, "minorizer": self._minorizer}
+        if not isinstance(data["map"], str) or data["map"] not in maps:
+            raise Refused(f"instance.map: {_short(data['map'])} is none of {', '.join(maps)}")
+        needed = {"proximal": "alpha", "minorizer": "penalty"}[data["map"]]
+        if set(self.scalars) != {needed}:
+            raise Refused(f"instance.scalars: expected exactly {needed!r} for the map {data['map']!r}")
+        self.parameter = self.scalars[needed]
+        self.errors: list[list[Fraction]] = []
+        if "errors" in data:
+            if data["map"] != "proximal":
+                raise Refused("instance.errors: only the map 'proximal' has errors")
+            rows = items(data["errors"], "instance.errors", self.steps)
+            self.errors = [vector(row, f"instance.errors[{k}]", len(self.q)) for k, row in enumerate(rows)]
+        self.iterates = [self.start]
+        for k in range(self.steps):
+            nxt = maps[data["map"]](self.iterates[-1], k)
+            if any(p < 0 for p in nxt) or sum(nxt) != 1:
+                raise Refused(f"instance: iterate {k + 1} is no distribution")
+            self.iterates.append(nxt)
+
+    def _proximal(self, p: list[Fraction], k: int) -> list[Fraction]:
+        alpha = unit_interval(self.parameter)
+        error = self.errors[k] if self.errors else [Fraction(0)] * len(p)
+        return [alpha * b + (1 - alpha) * a + e for a, b, e in zip(p, self.q, error, strict=True)]
+
+    def _minorizer(self, p: list[Fraction], k: int) -> list[Fraction]:
+        if len(p) != 2 or self.parameter <= 0 or not all(p) or not all(self.q):
+            raise Refused(
+                "instance: the map 'minorizer' needs two tokens of positive probability and penalty > 0"
+            )
+        # sign of a = log(q1/p1) - log(q0/p0), that is of q1·p0 - q0·p1
+        side = self.q[1] * p[0] - self.q[0] * p[1]
+        sign = (side > 0) - (side < 0)
+        p1 = min(Fraction(1), max(Fraction(0), p[1] + sign / (4 * self.parameter)))
+        return [1 - p1, p1]
+
+    def iterate(self, k: Any) -> list[Fraction]:
+        return self.iterates[below(k, self.steps + 1, "k")]
+
+
+@primitive("iterated_map")
+def map_probability(x: IteratedMap, k: int, token: int) -> Any:
+    """p_k(token)."""
+    return x.iterate(k)[below(token, len(x.q), "token")]
+
+
+@primitive("iterated_map")
+def map_kl(x: IteratedMap, k: int) -> Any:
+    """KL(p_k‖q)."""
+    return x.kl(x.iterate(k), x.q)
+
+
+@primitive("iterated_map")
+def map_forward_kl(x: IteratedMap, k: int) -> Any:
+    """KL(q‖p_k)."""
+    return x.kl(x.q, x.iterate(k))
+
+
+@primitive("iterated_map")
+def map_l1(x: IteratedMap, k: int) -> Any:
+    """‖p_k - q‖₁."""
+    return 2 * tv(x.iterate(k), x.q)
+
+
+@primitive("iterated_map")
+def map_move(x: IteratedMap, j: int, k: int) -> Any:
+    """‖p_j - p_k‖₁."""
+    return 2 * tv(x.iterate(j), x.iterate(k))
+
+
+@primitive("iterated_map")
+def map_error_l1(x: IteratedMap, k: int) -> Any:
+    """‖e_k‖₁."""
+    below(k, x.steps, "k")
+    return sum((abs(e) for e in x.errors[k]), Fraction(0)) if x.errors else Fraction(0)
+
+
 # ============================================================================ 9 gradient fields
+
+
+class GradientField(TeacherStudent):
+    """A student with shared parameters θ_k = log w_k: p(a|c) ∝ base(c, a) ∏_k w_k^{F_k(c, a)}, features F whole numbers.
+
+    With whole features every probability is rational, and ∇log p(a|c) = F(c, a) - Σ_b p(b|c) F(c, b) as well.  Everything
+    that kind ``teacher_student`` offers is offered here too, gradients being with respect to θ.
+    """
+
+    def __init__(self, data: Any):
+        Tree.__init__(self, data, ("teacher", "features", "weights"), ("base", "candidate"))
+        self.weights = vector(data["weights"], "instance.weights")
+        if not 1 <= len(self.weights) <= 1024 or any(w <= 0 for w in self.weights):
+            raise Refused("instance.weights: expected 1 to 1024 positive numbers")
+        base = self.table("base") if "base" in data else None
+        self.features: dict[Step, list[int]] = {}
+        student = []
+        for t, level in enumerate(items(data["features"], "instance.features", self.horizon)):
+            rows = []
+            for i, actions in enumerate(items(level, f"instance.features[{t}]", self.count(t))):
+                where = f"instance.features[{t}][{i}]"
+                unnormalised = []
+                for a, row in enumerate(items(actions, where, self.vocab)):
+                    numbers = vector(row, f"{where}[{a}]", len(self.weights))
+                    if any(f.denominator != 1 or abs(f) > 64 for f in numbers):
+                        raise Refused(f"{where}[{a}]: features are whole numbers from -64 to 64")
+                    self.features[t, i, a] = [int(f) for f in numbers]
+                    start = base[t][i][a] if base is not None else Fraction(1)
+                    if start <= 0:
+                        raise Refused(f"instance.base[{t}][{i}][{a}]: expected a positive number")
+                    powers = zip(self.weights, self.features[t, i, a], strict=True)
+                    unnormalised.append(start * product(w**f for w, f in powers))
+                rows.append([u / sum(unnormalised) for u in unnormalised])
+            student.append(rows)
+        self._prepare(student)
+
+    def score(self, step: Step) -> dict[Any, Fraction]:
+        t, i, a = step
+        rows = [self.features[t, i, b] for b in range(self.vocab)]
+        return {k: rows[a][k] - dot(self.p[t][i], [row[k] for row in rows]) for k in range(len(self.weights))}
+
+    def covariance(self, c: tuple[int, int], j: int, k: int) -> Fraction:
+        """Cov_p(F_j, F_k) at a context: -∂²log p/∂θ_j∂θ_k of every action."""
+        t, i = c
+        first, second = ([self.features[t, i, b][n] for b in range(self.vocab)] for n in (j, k))
+        p = self.p[t][i]
+        return dot(p, [a * b for a, b in zip(first, second, strict=True)]) - dot(p, first) * dot(p, second)
+
+
+PRIMITIVES["gradient_field"].update(PRIMITIVES["teacher_student"])
+
+
+@primitive("gradient_field")
+def field_component(x: GradientField, estimator: str, row: int, alpha: Any = None) -> Any:
+    """(E ĝ)_row."""
+    return x.mean_gradient(estimator, alpha)[below(row, len(x.weights), "row")]
+
+
+@primitive("gradient_field")
+def field_jacobian(x: GradientField, estimator: str, row: int, column: int) -> Any:
+    """∂(E ĝ)_row/∂θ_column for the estimators ``immediate`` and ``ii``, by differentiating p(y), Â_t and ∇log p."""
+    j, k = below(row, len(x.weights), "row"), below(column, len(x.weights), "column")
+    if estimator not in ("immediate", "ii"):
+        raise Refused(f"argument estimator: expected immediate or ii, got {_short(estimator)}")
+    found = []
+    for w, values, (_prompt, steps) in zip(x.law_p, x.advantages(estimator, None), x.sequences, strict=True):
+        scores = [x.score(step) for step in steps]
+        along = sum((s[k] for s in scores), Fraction(0))  # ∂log p(y)/∂θ_k
+        for n, (value, (t, i, _a)) in enumerate(zip(values, steps, strict=False)):
+            last = n + 1 if estimator == "immediate" else len(steps)
+            slope = -sum((s[k] for s in scores[n:last]), Fraction(0))  # ∂Â_t/∂θ_k, since r = log q - log p
+            found.append(
+                w * (value * (along * scores[n][j] - x.covariance((t, i), j, k)) + slope * scores[n][j])
+            )
+    return total(found)
 
 
 # ============================================================================ 10 expressions
 
 KINDS: dict[str, Callable[[Any], Instance]] = {
     "policy_pair": PolicyPair,
+    "teacher_student": TeacherStudent,
     "single_state": SingleState,
     "scalar": Scalar,
+    "discounted_mdp": DiscountedMDP,
+    "iterated_map": IteratedMap,
+    "gradient_field": GradientField,
 }
 
 Expression = list[Any]
@@ -1549,7 +2319,9 @@ def _decimal(x: Fraction, digits: int, up: bool) -> Fraction:
     return Fraction(math.ceil(scaled) if up else math.floor(scaled)) / scale
 
 
-def enclose(expression: Expression, instance: Any, kind: str, scale: Any = 1, digits: int = 18) -> tuple[str, str]:
+def enclose(
+    expression: Expression, instance: Any, kind: str, scale: Any = 1, digits: int = 18
+) -> tuple[str, str]:
     """Readable enclosure of scale·expression as two strings, narrow enough for a certificate.
 
     Exact values of moderate length are given exactly, others as decimals with ``digits`` digits, rounded outwards.
@@ -1580,7 +2352,7 @@ FIELDS = (
     "lhs_enclosure", "rhs_enclosure", "sentence", "sha256",
 )  # fmt: skip
 RELATIONS = ("<=", "<", ">=", ">", "==")
-_CLAIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,127}")
+_CLAIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+~@-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -1651,7 +2423,11 @@ def _decide(question: Callable[[int], bool | None], what: str) -> bool:
 
 def _verify(c: dict[str, Any]) -> Verdict:
     fields(c, "certificate", FIELDS)
-    if isinstance(c["schema_version"], bool) or c["schema_version"] != SCHEMA_VERSION or not isinstance(c["schema_version"], int):
+    if (
+        isinstance(c["schema_version"], bool)
+        or c["schema_version"] != SCHEMA_VERSION
+        or not isinstance(c["schema_version"], int)
+    ):
         raise Refused(f"schema_version: {_short(c['schema_version'])} is not {SCHEMA_VERSION}")
     claim = c["claim"]
     if not isinstance(claim, str) or not _CLAIM.fullmatch(claim):
@@ -1666,7 +2442,10 @@ def _verify(c: dict[str, Any]) -> Verdict:
         raise Refused(f"relation: {_short(relation)} is none of {', '.join(RELATIONS)}")
     if scale <= 0 or (relation == "==" and scale != 1):
         raise Refused(f"scale: {scale} (expected positive, and 1 for an equality)")
-    lhs_recorded, rhs_recorded = _recorded(c["lhs_enclosure"], "lhs_enclosure"), _recorded(c["rhs_enclosure"], "rhs_enclosure")
+    lhs_recorded, rhs_recorded = (
+        _recorded(c["lhs_enclosure"], "lhs_enclosure"),
+        _recorded(c["rhs_enclosure"], "rhs_enclosure"),
+    )
     instance = load_instance(c["kind"], c["instance"])
     evaluators: dict[int, Evaluator] = {}
 
@@ -1681,20 +2460,33 @@ def _verify(c: dict[str, Any]) -> Verdict:
         where = f"given[{number}]"
         fields(condition, where, ("lhs", "relation", "rhs"))
         if condition["relation"] not in RELATIONS:
-            raise Refused(f"{where}: relation {_short(condition['relation'])} is none of {', '.join(RELATIONS)}")
+            raise Refused(
+                f"{where}: relation {_short(condition['relation'])} is none of {', '.join(RELATIONS)}"
+            )
         if not _decide(
-            lambda bits, g=condition: _holds(value(g["lhs"], bits), g["relation"], value(g["rhs"], bits)), where
+            lambda bits, g=condition: _holds(value(g["lhs"], bits), g["relation"], value(g["rhs"], bits)),
+            where,
         ):
             raise Refused(f"{where}: the hypothesis does not hold on the instance")
 
-    if _decide(lambda bits: _holds(value(c["lhs"], bits), relation, value(c["rhs"], bits, scale)), "relation"):
+    if _decide(
+        lambda bits: _holds(value(c["lhs"], bits), relation, value(c["rhs"], bits, scale)), "relation"
+    ):
         raise Refused("relation: it holds on the instance; nothing is refuted")
     own = {}
     for side, recorded, factor in (("lhs", lhs_recorded, Fraction(1)), ("rhs", rhs_recorded, scale)):
 
-        def inside(bits: int, side: str = side, recorded: Any = recorded, factor: Fraction = factor) -> bool | None:
+        def inside(
+            bits: int, side: str = side, recorded: Any = recorded, factor: Fraction = factor
+        ) -> bool | None:
             lo, hi = own[side] = value(c[side], bits, factor)
-            return True if recorded[0] <= lo and hi <= recorded[1] else False if hi < recorded[0] or lo > recorded[1] else None
+            return (
+                True
+                if recorded[0] <= lo and hi <= recorded[1]
+                else False
+                if hi < recorded[0] or lo > recorded[1]
+                else None
+            )
 
         if not _decide(inside, f"{side}_enclosure"):
             raise Refused(f"{side}_enclosure: it does not contain the value")
@@ -1740,7 +2532,11 @@ def parse(text: str) -> Any:
     """JSON without floats, NaN, infinities and duplicate keys."""
     try:
         return json.loads(
-            text, object_pairs_hook=_no_duplicates, parse_float=_no_float, parse_constant=_no_float, parse_int=_short_int
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_float=_no_float,
+            parse_constant=_no_float,
+            parse_int=_short_int,
         )
     except RecursionError:
         raise Refused("JSON: nested too deeply") from None
@@ -1785,13 +2581,20 @@ def seal(certificate: dict[str, Any]) -> dict[str, Any]:
 
     Sealing does not check: pass the result to ``check``.
     """
-    result = {key: value for key, value in certificate.items() if key not in ("lhs_enclosure", "rhs_enclosure", "sha256")}
+    result = {
+        key: value
+        for key, value in certificate.items()
+        if key not in ("lhs_enclosure", "rhs_enclosure", "sha256")
+    }
     instance = load_instance(result["kind"], result["instance"])
     for digits in (18, 36, 72, 144):
         lhs = enclose(result["lhs"], instance, result["kind"], 1, digits)
         rhs = enclose(result["rhs"], instance, result["kind"], fraction(result["scale"], "scale"), digits)
         result["lhs_enclosure"], result["rhs_enclosure"] = list(lhs), list(rhs)
-        ends = _recorded(result["lhs_enclosure"], "lhs_enclosure"), _recorded(result["rhs_enclosure"], "rhs_enclosure")
+        ends = (
+            _recorded(result["lhs_enclosure"], "lhs_enclosure"),
+            _recorded(result["rhs_enclosure"], "rhs_enclosure"),
+        )
         if _holds(ends[0], result["relation"], ends[1]) is not None:
             break
     result["sha256"] = digest(result)
@@ -1814,7 +2617,9 @@ def main(paths: Sequence[str]) -> int:
             print(f"{path}: {error}", file=sys.stderr)
             status = 2
             continue
-        print(f"{path}: {'confirmed' if verdict else 'refused'}: {verdict.claim + ': ' if verdict.claim else ''}{verdict.reason}")
+        print(
+            f"{path}: {'confirmed' if verdict else 'refused'}: {verdict.claim + ': ' if verdict.claim else ''}{verdict.reason}"
+        )
         if not verdict and status == 0:
             status = 1
     return status

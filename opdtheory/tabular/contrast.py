@@ -273,6 +273,16 @@ class PolicyContrast:
         return self._sum(local.weigh(self._d, self._kls[1]))
 
     @cached_property
+    def hellinger2_sum(self) -> Any:
+        """Σ_t E_{d_t^μ}[squared Hellinger distance of the context]."""
+        return self._sum(self._d * self._hellinger2)
+
+    @cached_property
+    def midpoint_kl_sum(self) -> Any:
+        """Σ_t E_{d_t^μ}[KL(μ‖(μ + π)/2)(c_t)], the midpoint taken at every context."""
+        return self._sum(self._d * local.kl_family(self._mu, (self._mu + self._pi) / 2)[0])
+
+    @cached_property
     def chi2_seq(self) -> Any:
         """χ²(π‖μ) of the sequence laws (E_μ W² - 1 if π is covered, else inf)."""
         return self._sum(local.chi2_terms(self._law_mu, self._law_pi, self._law_shift))

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from opdtheory.elementary import absolute, amax, amin, asum, maximum, sqrt
+from opdtheory.elementary import absolute, amax, amin, asum, exact, maximum, minimum, sqrt
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned, indicator
 from opdtheory.tabular.policy import Policy
@@ -250,3 +250,13 @@ class PolicyPair(PolicyContrast):
     def reward_floor_log_w(self) -> Any:
         """E_μ[R max(log W, -1)]."""
         return self._sum(local.weigh(self._law_mu * self._returns, maximum(self._sequence_log_ratio, -1)))
+
+    def reward_capped_log_w(self, cap: Any) -> Any:
+        """E_μ[R min(max(log W, -1), cap)]."""
+        bounded = minimum(maximum(self._sequence_log_ratio, -1), exact(cap) if self.is_exact else cap)
+        return self._sum(local.weigh(self._law_mu * self._returns, bounded))
+
+    def reward_truncated(self, cap: Any) -> Any:
+        """E_μ[R min(W, cap)]: truncated importance sampling of J(π)."""
+        capped = self._law_mu * (exact(cap) if self.is_exact else cap)
+        return self._sum(minimum(self._law_pi, capped) * self._returns)
