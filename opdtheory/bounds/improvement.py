@@ -4,6 +4,7 @@ responses.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opdtheory.bounds.powers import excess_growth, growth, miss_probability
@@ -243,10 +244,20 @@ def improvement_limit_chi2(horizon: Any, chi2_max: Any, reward_sd: Any) -> Any:
 # -------------------- trust-region bounds of the other papers
 
 
+def _gain_limit(advantage: str) -> Callable[[Mapping[str, Any]], Any]:
+    """No step gains more than ξ a token in the surrogate: ξ·ℓ in all, ℓ ≤ T if unknown."""
+
+    def limit(given: Mapping[str, Any]) -> Any:
+        return given[advantage] * given.get("expected_length", given["horizon"])
+
+    return limit
+
+
 @bound(
     "topd.thm4.9",
     name="TOP-D monotonic improvement, printed penalty",
-    target="surrogate_error",
+    target="token_reward_error",
+    limit=_gain_limit("adv_target_max"),
     source=f"{TOPD}, Theorem 4.9",
     scaling="ξ T ΣTV",
     sharpness="loose",
@@ -261,7 +272,8 @@ def topd_penalty(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
     "topd.thm4.9/tight",
     claim="topd.thm4.9",
     name="TOP-D monotonic improvement, T_max − 1",
-    target="surrogate_error",
+    target="token_reward_error",
+    limit=_gain_limit("adv_target_max"),
     source=OURS,
     scaling="ξ T ΣTV",
     sharpness="loose",
@@ -275,7 +287,8 @@ def topd_penalty_tight(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
 @bound(
     "topd.thm4.9-fixed",
     name="TOP-D monotonic improvement for the true objective",
-    target="surrogate_error",
+    target="token_reward_error",
+    limit=_gain_limit("adv_kl_max"),
     source=OURS,
     scaling="ξ′ T ΣTV",
     sharpness="loose",
@@ -322,7 +335,7 @@ def discounted_printed(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
     "dppo.thm2.1/trpo",
     claim="dppo.thm2.1",
     name="Discounted, TRPO constant 4",
-    target="surrogate_error",
+    target="discounted_error",
     source="Trust Region Policy Optimization, Theorem 1",
     scaling="ξγε²/(1−γ)²",
     sharpness="loose",
@@ -336,7 +349,7 @@ def discounted_trpo(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
 @bound(
     "dppo.thm2.1-sharp",
     name="Discounted, sharp",
-    target="surrogate_error",
+    target="discounted_error",
     source=OURS,
     scaling="ξγε²/((1−γ)(1−γ+γε))",
     sharpness="tight",

@@ -1,12 +1,10 @@
-"""What each bound is: where it comes from, what it needs, when it says nothing, and where it starts to say
-something.
-"""
+"""What each bound is: its source, what it needs, when it says nothing, and where that ends."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +14,22 @@ from scipy import optimize
 TARGETS = {
     "surrogate_error": "|J(π) − J(μ) − L|",
     "improvement": "|J(π) − J(μ)|",
-    "surrogate": "L",
-    "improvement_lower": "a lower bound on J(π) − J(μ)",
-    "improvement_upper": "an upper bound on J(π) − J(μ)",
+    "surrogate": "L, from above",
+    "improvement_lower": "J(π) − J(μ), from below",
+    "improvement_upper": "J(π) − J(μ), from above",
     "sequence_tv": "TV between the two laws of whole responses",
-    "step": "a per-step quantity used inside other bounds",
-    "variance": "variance or second moment of an estimator",
+    "token_reward_error": "|η(π̃) − ζ(π̃)| for token rewards",
+    "discounted_error": "|η(π) − η(μ) − L| in a discounted MDP",
+    "variance": "variance, second moment or norm of an estimator",
     "distance": "expected L1 distance between student and teacher",
+    "step": "a quantity used inside other bounds",
 }
 """What a bound can bound."""
+LOWER = frozenset({"improvement_lower"})
+"""Targets bounded from below: the larger the value, the better."""
 SHARPNESS = ("identity", "tight", "asymptotic", "loose", "unknown")
+UNIT_INTERVAL = frozenset({"tv_max", "tv_seq", "hellinger2_max", "alpha"})
+"""Arguments that cannot exceed one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Bound:
     """One bound as a function together with what a reader must know to use it.
 
     ``needs`` are the quantities the function takes; ``optional`` those with a default other than ``span``;
-    ``claim`` is the catalogue entry it states (``id`` is unique even where one entry has two forms).
+    ``claim`` is the catalogue entry it states (``id`` is unique even where one entry has two forms);
+    ``limit`` overrides the trivial value of the target.
     """
 
     id: str
@@ -48,72 +53,89 @@ class Bound:
     needs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     scales_with_span: bool = False
+    limit: Callable[[Mapping[str, Any]], Any] | None = None
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         return self.function(*args, **named)
 
-    def evaluate(self, quantities: dict[str, Any], span: Any = 1) -> Any:
-        """The bound's value, taking what it needs from a dictionary by name."""
+    def evaluate(self, quantities: Mapping[str, Any], span: Any = 1) -> Any:
+        """The bound's value, taking what it needs by name; ValueError if something is missing."""
         missing = [n for n in self.needs if n not in quantities]
         if missing:
-            raise ValueError(
-                f"{self.id}: missing {', '.join(missing)}; got {', '.join(quantities) or 'nothing'}"
-            )
+            given = ", ".join(quantities) or "nothing"
+            raise ValueError(f"{self.id}: {', '.join(missing)} missing; got {given}, expected {self.needs}")
         chosen = {n: quantities[n] for n in (*self.needs, *self.optional) if n in quantities}
         return self.function(**chosen, **({"span": span} if self.scales_with_span else {}))
 
-    def trivial(self, span: float = 1.0, initial: float = 2.0) -> float:
-        """The value at and beyond which the bound says nothing that is not known without it (inf: no such
-        value).
+    def trivial(self, quantities: Mapping[str, Any] | None = None, span: Any = 1.0) -> Any:
+        """The value from which on the bound says nothing that is not known without it (inf: no such value).
 
         An error or improvement is compared with the reward span: J(π) − J(μ) never leaves [−span, span], so
-        a
-        penalty of a whole span cannot be told from ignorance.
+        a penalty of a whole span cannot be told from ignorance.
         """
-        return {"surrogate_error": span, "improvement": span, "sequence_tv": 1.0, "distance": initial}.get(
-            self.target, math.inf
-        )
+        given = quantities or {}
+        if self.limit is not None:
+            return self.limit(given)
+        return {
+            "surrogate_error": span,
+            "improvement": span,
+            "improvement_lower": -span,
+            "improvement_upper": span,
+            "sequence_tv": 1.0,
+            "distance": given.get("initial", 2.0),
+        }.get(self.target, math.inf)
 
-    def is_vacuous(self, value: Any, span: float = 1.0, initial: float = 2.0) -> Any:
+    def is_vacuous(self, value: Any, quantities: Mapping[str, Any] | None = None, span: Any = 1.0) -> Any:
         """Whether ``value`` is at or beyond the trivial bound (elementwise; boolean)."""
-        return np.asarray(value, dtype=float) >= self.trivial(span, initial)
+        value, limit = np.asarray(value, dtype=float), self.trivial(quantities, span)
+        return value <= limit if self.target in LOWER else value >= limit
 
     def threshold(
-        self, argument: str, quantities: dict[str, Any], span: float = 1.0, level: float | None = None
+        self, argument: str, quantities: Mapping[str, Any], span: float = 1.0, level: float | None = None
     ) -> float:
-        """The largest value of one divergence for which this bound stays below ``level`` (default: the
-        trivial bound).
+        """The largest value of one divergence for which this bound stays below ``level``.
 
-        The other arguments are taken from ``quantities``.  Returns 0 if no value will do, inf if every
-        value does.
-        Found by root finding in log scale: every bound here is non-decreasing in each of its divergences.
+        Without ``level``: below the trivial bound, so that the result is where the bound stops being vacuous.
+        The other arguments come from ``quantities``.  0 if no value will do, inf if every value does.
+
+        >>> round(REGISTRY["trm.2.5.4"].threshold("kl_max", {"horizon": 4096}) * 1e6, 3)
+        2.861
         """
         if argument not in self.needs:
-            raise ValueError(f"{self.id} does not depend on {argument!r}; it needs {', '.join(self.needs)}")
-        limit = self.trivial(span) if level is None else float(level)
-        rest = {k: v for k, v in quantities.items() if k != argument}
+            raise ValueError(f"{self.id}: got {argument!r}, expected one of {', '.join(self.needs)}")
 
-        def excess(log_x: float) -> float:
-            with np.errstate(over="ignore"):
-                value = float(self.evaluate({**rest, argument: math.exp(log_x)}, span))
-            return (math.log(value) if value > 0 else -math.inf) - math.log(limit)
+        def value(x: float) -> tuple[float, float]:
+            given = {**quantities, argument: x}
+            limit = self.trivial(given, span) if level is None else level
+            return float(self.evaluate(given, span)), float(limit)
 
-        if limit <= 0 or math.isinf(limit):
-            return 0.0 if limit <= 0 else math.inf
-        high = 0.0 if argument in UNIT_INTERVAL else math.log(1e12)
-        low = math.log(1e-250)
-        if excess(high) < 0:
-            return math.inf
-        if excess(low) >= 0:
-            return 0.0
-        # an -inf at the lower end is as good as any negative number
-        return math.exp(
-            optimize.brentq(lambda s: max(excess(s), -1e3), low, high, xtol=1e-13, rtol=8.9e-16, maxiter=400)
-        )
+        return largest_below(value, 1.0 if argument in UNIT_INTERVAL else 1e12)
 
 
-UNIT_INTERVAL = frozenset({"tv_max", "tv_seq", "hellinger2_max", "alpha"})
-"""Arguments that cannot exceed one."""
+def largest_below(value: Callable[[float], tuple[float, float]], high: float, low: float = 1e-200) -> float:
+    """The largest x with f(x) < limit(x), for f/limit non-decreasing, ``value(x)`` giving both.
+
+    Root finding in log scale between ``low`` and ``high``; 0 if f(low) ≥ limit already, inf if
+    f(high) < limit.
+    """
+
+    def excess(log_x: float) -> float:
+        with np.errstate(over="ignore"):
+            f, limit = value(math.exp(log_x))
+        if f <= 0 or math.isinf(limit):
+            return -1e3
+        # far from the root only the sign matters, and f may be infinite there
+        return min(max(math.log(f) - math.log(limit), -1e3), 1e3) if limit > 0 else 1e3
+
+    a, b = math.log(low), math.log(high)
+    top = excess(b)
+    if top <= 0:
+        # equality at the top is a bound that only saturates there, or that rounds to its limit
+        return math.inf if top < 0 or high > 1 else high
+    if excess(a) >= 0:
+        return 0.0
+    return math.exp(optimize.brentq(excess, a, b, xtol=1e-13, rtol=8.9e-16, maxiter=500))
+
 
 REGISTRY: dict[str, Bound] = {}
 """Bounds by id, in the order of definition."""
@@ -129,10 +151,9 @@ def bound(
     sharpness: str,
     assumptions: tuple[str, ...] = (),
     claim: str | None = None,
+    limit: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a bound; the function itself is returned unchanged but for a ``bound``
-    attribute.
-    """
+    """Register a function as a bound; the function comes back unchanged but for a ``bound`` attribute."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if target not in TARGETS or sharpness not in SHARPNESS:
@@ -140,21 +161,20 @@ def bound(
         if id in REGISTRY:
             raise ValueError(f"bound id {id!r} is used twice")
         parameters = inspect.signature(function).parameters
-        needs = tuple(n for n, p in parameters.items() if p.default is p.empty)
-        optional = tuple(n for n, p in parameters.items() if p.default is not p.empty and n != "span")
         entry = Bound(
-            id,
-            claim or id,
-            name,
-            function,
-            target,
-            source,
-            scaling,
-            sharpness,
-            assumptions,
-            needs,
-            optional,
-            "span" in parameters,
+            id=id,
+            claim=claim or id,
+            name=name,
+            function=function,
+            target=target,
+            source=source,
+            scaling=scaling,
+            sharpness=sharpness,
+            assumptions=assumptions,
+            needs=tuple(n for n, p in parameters.items() if p.default is p.empty),
+            optional=tuple(n for n, p in parameters.items() if p.default is not p.empty and n != "span"),
+            scales_with_span="span" in parameters,
+            limit=limit,
         )
         REGISTRY[id] = entry
         function.bound = entry  # type: ignore[attr-defined]
@@ -164,9 +184,7 @@ def bound(
 
 
 def scaled(value: Any, span: Any) -> Any:
-    """``value`` for rewards of the given span; leaves the unit case without a spurious factor in recorded
-    formulas.
-    """
+    """``value`` for rewards of the given span, without a spurious factor 1 in recorded formulas."""
     return value if isinstance(span, int) and span == 1 else value * span
 
 
@@ -174,4 +192,18 @@ TRM = "Trust Region Masking for Long-Horizon LLM Reinforcement Learning"
 DPPO = "Rethinking the Trust Region in LLM Reinforcement Learning"
 TOPD = "Trust Region Policy Distillation"
 OURS = "this package"
-__all__ = ["DPPO", "OURS", "REGISTRY", "SHARPNESS", "TARGETS", "TOPD", "TRM", "Bound", "bound", "scaled"]
+__all__ = [
+    "DPPO",
+    "LOWER",
+    "OURS",
+    "REGISTRY",
+    "SHARPNESS",
+    "TARGETS",
+    "TOPD",
+    "TRM",
+    "UNIT_INTERVAL",
+    "Bound",
+    "bound",
+    "largest_below",
+    "scaled",
+]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from opdtheory.bounds.powers import excess_growth, miss_probability
 from opdtheory.bounds.registry import DPPO, OURS, TRM, bound, scaled
 from opdtheory.elementary import absolute, asum, minimum, sqrt
@@ -215,17 +217,20 @@ def adaptive_centred(tv_steps: Any, tv_max: Any, kl_max: Any, *, span: Any = 1) 
 
 
 def _adaptive_sum(tv_steps: Any, tv_max: Any, kl_max: Any) -> Any:
+    if isinstance(tv_steps, np.ndarray) and tv_steps.dtype.kind == "f":
+        remaining = np.arange(tv_steps.shape[-1] - 1, -1, -1)
+        limits = (np.asarray(z, dtype=float)[..., None] for z in (tv_max, kl_max))
+        return (tv_steps * _adaptive_factor(remaining, *limits)).sum(axis=-1)
     steps = (
-        tv_steps
-        if isinstance(tv_steps, (list, tuple))
-        else [tv_steps[..., t] for t in range(tv_steps.shape[-1])]
+        [tv_steps[..., t] for t in range(tv_steps.shape[-1])]
+        if hasattr(tv_steps, "shape")
+        else list(tv_steps)
     )
     last = len(steps) - 1
-    # the last step has nothing after it: its factor is zero
-    terms = [step * _adaptive_factor(last - t, tv_max, kl_max) for t, step in enumerate(steps[:-1])]
     total = 0 * steps[-1]
-    for term in terms:
-        total = total + term
+    # the last step has nothing after it: its factor is zero
+    for t, step in enumerate(steps[:-1]):
+        total = total + step * _adaptive_factor(last - t, tv_max, kl_max)
     return total
 
 

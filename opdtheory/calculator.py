@@ -1,0 +1,240 @@
+"""From the numbers one has to every bound that follows: sorted, with the vacuous ones marked.
+
+``calculate`` checks the numbers against each other, fills in what follows from them (a token TV from a token
+KL, a sequence KL from a token KL, …), evaluates every registered bound, says from which divergence on
+each stops being vacuous, and which further quantity would help.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from opdtheory.bounds.registry import LOWER, REGISTRY, TARGETS, UNIT_INTERVAL, Bound, largest_below
+from opdtheory.quantities import QUANTITIES, RULES, check_consistency, check_domain, derive
+
+SCHEMA_VERSION = "1.0"
+
+
+def _value(bound: Bound, values: Mapping[str, Any], span: float) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = float(bound.evaluate(values, span))
+    # a reward without variance has no error, whatever infinite divergence multiplies it
+    return 0.0 if math.isnan(value) and values.get("reward_sd") == 0 else value
+
+
+def _roots(bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """The given divergences on which the bound's value depends, directly or through derived quantities."""
+    wanted, seen = list(bound.needs), set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name not in given:
+            wanted += [
+                s
+                for r in RULES
+                if r.quantity == name and all(x in values for x in r.sources)
+                for s in r.sources
+            ]
+    return [name for name in given if name in seen and QUANTITIES[name].divergence]
+
+
+def _informative_below(
+    bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any], span: float
+) -> dict[str, float]:
+    """For each given divergence: below which value the bound stops being vacuous."""
+    if bound.target in LOWER or math.isinf(float(bound.trivial(values, span))):
+        return {}
+    out = {}
+    for name in _roots(bound, given, values):
+
+        def pair(x: float, name: str = name) -> tuple[float, float]:
+            moved, _ = derive({**given, name: x})
+            return _value(bound, moved, span), float(bound.trivial(moved, span))
+
+        out[name] = largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)
+    return out
+
+
+def _surrogate_limit(values: Mapping[str, Any], span: float) -> float:
+    """The largest surrogate value L any policy pair with these divergences can have."""
+    limits = [
+        b.evaluate(values, span)
+        for b in REGISTRY.values()
+        if b.target == "surrogate" and all(n in values for n in b.needs)
+    ]
+    return min((float(x) for x in limits), default=math.inf)
+
+
+def _entry(
+    bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any], origin: Mapping[str, str], span: float
+) -> dict[str, Any]:
+    value = _value(bound, values, span)
+    entry: dict[str, Any] = {
+        "id": bound.id,
+        "name": bound.name,
+        "value": value,
+        "vacuous": bool(bound.is_vacuous(value, values, span)),
+        "needs": list(bound.needs),
+        "scaling": bound.scaling,
+        "claim": bound.claim,
+        "target": bound.target,
+        "source": bound.source,
+        "sharpness": bound.sharpness,
+        "assumptions": list(bound.assumptions),
+        "derived": {n: origin[n] for n in (*bound.needs, *bound.optional) if n in origin},
+        "informative_below": _informative_below(bound, given, values, span),
+    }
+    if bound.target == "surrogate_error":
+        entry["can_certify_improvement"] = value < _surrogate_limit(values, span)
+        if "surrogate" in given:
+            entry["improvement_lower"] = given["surrogate"] - value
+    return entry
+
+
+def _beats(bound: Bound, name: str, given: Mapping[str, Any], best: float, span: float) -> float:
+    """Below which value of one more quantity the bound would be smaller than ``best``."""
+
+    def pair(x: float) -> tuple[float, float]:
+        return _value(bound, derive({**given, name: x})[0], span), best
+
+    return largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)
+
+
+def _suggestions(
+    given: Mapping[str, Any],
+    defaulted: list[str],
+    values: Mapping[str, Any],
+    computed: list[dict[str, Any]],
+    span: float,
+) -> list[dict[str, Any]]:
+    """For each quantity not given: what it unlocks or sharpens, and where it beats the best."""
+    errors = [e["value"] for e in computed if e["target"] == "surrogate_error"]
+    best = min(errors, default=math.inf)
+    have = {e["id"] for e in computed}
+    out = []
+    for name, spec in QUANTITIES.items():
+        if (name in given and name not in defaulted) or name == "surrogate":
+            continue
+        more, _ = derive({**given, name: 0.5 if name == "alpha" else 1})
+        unlocks = [
+            b.id
+            for b in REGISTRY.values()
+            if b.target != "step" and b.id not in have and all(n in more for n in b.needs)
+        ]
+        direct = [
+            b
+            for b in REGISTRY.values()
+            if b.target == "surrogate_error" and name in b.needs and all(n in more for n in b.needs)
+        ]
+        row: dict[str, Any] = {
+            "quantity": name,
+            "meaning": spec.meaning,
+            "unlocks": unlocks,
+            "sharpens": [b.id for b in direct if b.id in have],
+        }
+        if spec.divergence and math.isfinite(best) and best > 0:
+            row["beats_best_below"] = (
+                max((_beats(b, name, given, best, span) for b in direct), default=0.0) or None
+            )
+        if unlocks or row["sharpens"]:
+            out.append(row)
+    return out
+
+
+def _notes(given: Mapping[str, Any], values: Mapping[str, Any], span: float) -> list[str]:
+    limit = _surrogate_limit(values, span)
+    if given.get("surrogate", -math.inf) > limit:
+        return [
+            f"surrogate={given['surrogate']:g} exceeds {limit:g}, the largest value that any policy with"
+            " these divergences can have: it is an estimate with noise, or the divergences are underestimated"
+        ]
+    return []
+
+
+def calculate(
+    *, reward_range: tuple[float, float] = (0.0, 1.0), validate: bool = True, **quantities: Any
+) -> dict[str, Any]:
+    """Evaluate every bound that the given quantities allow.
+
+    Args:
+        reward_range: smallest and largest possible reward.
+        validate: refuse quantities that contradict each other (turn off for noisy estimates).
+        quantities: any of :data:`QUANTITIES`; None means not given.
+
+    Returns:
+        ``inputs``, ``derived``, ``bounds`` sorted by value, ``not_computable`` with what each still needs,
+        ``suggestions`` (which quantity unlocks or sharpens which bound), the ``best`` bound per target.
+
+    Raises:
+        ValueError: an unknown quantity, a value outside its domain, or values that contradict each other.
+
+    >>> report = calculate(horizon=4096, kl_max=1e-4, kl_seq=0.01)
+    >>> report["best"]["surrogate_error"], report["bounds"][0]["vacuous"]
+    ('ours.s1', False)
+    """
+    low, high = (float(x) for x in reward_range)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"reward_range: got {reward_range!r}, expected two finite numbers, the smaller first"
+        )
+    span = high - low
+    given = {name: check_domain(name, value) for name, value in quantities.items() if value is not None}
+    if validate:
+        check_consistency(given, span)
+    for name, default in (
+        ("reward_bound", max(abs(low), abs(high))),
+        ("reward_sd", span / 2),
+        ("advantage_bound", span),
+    ):
+        given.setdefault(name, default)
+    defaulted = [n for n in ("reward_bound", "reward_sd", "advantage_bound") if quantities.get(n) is None]
+    values, origin = derive(given)
+    origin |= {n: "from the reward range" for n in defaulted}
+    computed, missing = [], []
+    for bound in REGISTRY.values():
+        if bound.target == "step":
+            continue
+        lacking = [n for n in bound.needs if n not in values]
+        if lacking:
+            missing.append({"id": bound.id, "name": bound.name, "needs": lacking})
+        else:
+            computed.append(_entry(bound, given, values, origin, span))
+    notes = _notes(given, values, span)
+    computed.sort(key=lambda e: e["value"])
+    best: dict[str, str] = {}
+    for entry in reversed(computed) if computed else []:
+        if entry["target"] not in LOWER:
+            best[entry["target"]] = entry["id"]
+    for entry in computed:
+        if entry["target"] in LOWER:
+            best[entry["target"]] = entry["id"]
+    shown = {n: v for n, v in given.items() if n not in defaulted}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "inputs": {**shown, "reward_range": [low, high]},
+        "derived": {n: {"value": values[n], "because": origin[n]} for n in origin if n in QUANTITIES},
+        "bounds": computed,
+        "best": best,
+        "notes": notes,
+        "surrogate_limit": _surrogate_limit(values, span),
+        "not_computable": missing,
+        "suggestions": _suggestions(given, defaulted, values, computed, span),
+        "targets": {t: TARGETS[t] for t in dict.fromkeys(e["target"] for e in computed)},
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """The report with infinities as the strings "inf" and "-inf", ready for strict JSON."""
+    if isinstance(value, dict):
+        return {k: jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value

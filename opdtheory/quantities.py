@@ -1,0 +1,235 @@
+"""The numbers a user may know about a run, and the inequalities that hold between them.
+
+One table of rules serves twice: it refuses inputs that contradict each other, and it fills in upper
+limits for what was not given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from opdtheory.bounds.registry import REGISTRY
+
+_SLACK = 1e-9
+"""Relative room for rounding when inputs are compared with each other."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An input: its meaning, its domain, and whether it is a divergence (bounds grow with it)."""
+
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    open_ends: bool = False
+    divergence: bool = False
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "horizon": Quantity("largest response length T", 1, whole=True),
+    "tv_max": Quantity("largest token TV over all contexts", 0, 1, divergence=True),
+    "kl_max": Quantity("largest token KL(μ‖π) over all contexts, nats", 0, divergence=True),
+    "reverse_kl_max": Quantity("largest token KL(π‖μ) over all contexts, nats", 0, divergence=True),
+    "kl_seq": Quantity("KL(μ‖π) of whole responses, nats", 0, divergence=True),
+    "reverse_kl_sum": Quantity("Σ_t E_{d_t^μ} KL(π‖μ)(c_t), nats", 0, divergence=True),
+    "tv_sum": Quantity("Σ_t E_{d_t^μ} TV(c_t)", 0, divergence=True),
+    "tv_seq": Quantity("TV of the two laws of whole responses", 0, 1, divergence=True),
+    "chi2_max": Quantity("largest token χ²(π‖μ) over all contexts", 0, divergence=True),
+    "hellinger2_max": Quantity("largest token squared Hellinger distance", 0, 1, divergence=True),
+    "ratio_martingale": Quantity("E_μ Σ_t (W_{t−1}−1)² χ²(c_t)", 0, divergence=True),
+    "reward_sd": Quantity("standard deviation of the reward under μ", 0),
+    "reward_bound": Quantity("largest |R|", 0),
+    "surrogate": Quantity("L, the surrogate value"),
+    "reward_log_w": Quantity("E_μ[R log W]"),
+    "cost_log_w": Quantity("E_μ[(1−R) log W]"),
+    "reward_floor_log_w": Quantity("E_μ[R max(log W, −1)]"),
+    "masked_surrogate": Quantity("E_μ[M R Σ(ρ_t−1)]"),
+    "masked_k3": Quantity("E_μ[M R Σ k3(ρ_t)]", 0),
+    "masked_reward_lost": Quantity("E_μ[(1−M) R]", 0),
+    "alpha": Quantity("interpolation towards the teacher", 0, 1, open_ends=True),
+    "vocab": Quantity("vocabulary size", 2, whole=True),
+    "score_bound": Quantity("bound M on ‖∇ log π‖", 0),
+    "steps": Quantity("number of distillation steps", 0, whole=True),
+    "initial": Quantity("initial L1 distance to the teacher", 0, 2),
+    "step_error": Quantity("L1 error of one step", 0, 2),
+    "adv_max": Quantity("largest |A^μ|", 0),
+    "adv_target_max": Quantity("ξ = largest |E_π̃ A(c, ·)|", 0),
+    "adv_kl_max": Quantity("ξ′ = largest |E_π̃ A(c, ·) − KL(π̃‖π)(c)|", 0),
+    "advantage_bound": Quantity("largest |A|", 0),
+    "expected_length": Quantity("mean response length under μ", 0),
+    "gamma": Quantity("discount factor", 0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``quantity`` is at most ``limit(sources)``: fills in a missing quantity, refuses one above it."""
+
+    quantity: str
+    sources: tuple[str, ...]
+    limit: Callable[..., Any]
+    reason: str
+
+
+def _root(x: Any) -> Any:
+    return np.sqrt(np.asarray(x, dtype=float))[()]
+
+
+_LONGEST = 1_000_000
+
+
+def front_loaded(horizon: int, tv_sum: float, tv_max: float) -> np.ndarray | None:
+    """Expected token TVs of T steps that sum to at most ``tv_sum``, none above ``tv_max``, early steps first.
+
+    None where T is too long to hold a list of steps.
+    """
+    if horizon > _LONGEST:
+        return None
+    return np.clip(tv_sum - tv_max * np.arange(horizon), 0.0, tv_max)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("reverse_kl_max", ("chi2_max",), np.log1p, "KL(π‖μ) ≤ log(1 + χ²)"),
+    Rule("tv_max", ("kl_max",), lambda k: np.minimum(1.0, _root(k / 2)), "Pinsker, tv_max ≤ √(kl_max/2)"),
+    Rule(
+        "tv_max",
+        ("kl_max",),
+        lambda k: _root(-np.expm1(-k)),
+        "Bretagnolle–Huber, tv_max ≤ √(1 − e^(−kl_max))",
+    ),
+    Rule(
+        "tv_max",
+        ("reverse_kl_max",),
+        lambda k: np.minimum(1.0, _root(k / 2)),
+        "Pinsker, tv_max ≤ √(reverse_kl_max/2)",
+    ),
+    Rule(
+        "tv_max",
+        ("reverse_kl_max",),
+        lambda k: _root(-np.expm1(-k)),
+        "Bretagnolle–Huber, tv_max ≤ √(1 − e^(−reverse_kl_max))",
+    ),
+    Rule("tv_max", ("chi2_max",), lambda x: np.minimum(1.0, _root(x) / 2), "tv_max ≤ ½√chi2_max"),
+    Rule(
+        "tv_max",
+        ("hellinger2_max",),
+        lambda h: _root(h * (2 - h)),
+        "tv_max ≤ √(h(2 − h)), h = hellinger2_max",
+    ),
+    Rule("hellinger2_max", ("tv_max",), lambda e: e, "hellinger2_max ≤ tv_max"),
+    Rule("hellinger2_max", ("kl_max",), lambda k: -np.expm1(-k / 2), "hellinger2_max ≤ 1 − e^(−kl_max/2)"),
+    Rule("kl_seq", ("horizon", "kl_max"), lambda n, k: n * k, "chain rule, kl_seq ≤ T·kl_max"),
+    Rule(
+        "reverse_kl_sum",
+        ("horizon", "reverse_kl_max"),
+        lambda n, k: n * k,
+        "a sum of T terms, reverse_kl_sum ≤ T·reverse_kl_max",
+    ),
+    Rule("tv_sum", ("horizon", "tv_max"), lambda n, e: n * e, "a sum of T terms, tv_sum ≤ T·tv_max"),
+    Rule(
+        "tv_sum",
+        ("horizon", "kl_seq"),
+        lambda n, d: _root(n * d / 2),
+        "Pinsker and Jensen, tv_sum ≤ √(T·kl_seq/2)",
+    ),
+    Rule(
+        "tv_sum",
+        ("horizon", "reverse_kl_sum"),
+        lambda n, d: _root(n * d / 2),
+        "Pinsker and Jensen, tv_sum ≤ √(T·reverse_kl_sum/2)",
+    ),
+    Rule("tv_seq", ("tv_sum",), lambda s: np.minimum(1.0, s), "tv_seq ≤ tv_sum"),
+    Rule(
+        "tv_seq",
+        ("horizon", "tv_max"),
+        lambda n, e: REGISTRY["dppo.b1/max"](n, e),
+        "maximal coupling, tv_seq ≤ 1 − (1 − tv_max)^T",
+    ),
+    Rule("tv_seq", ("kl_seq",), lambda d: np.minimum(1.0, _root(d / 2)), "Pinsker, tv_seq ≤ √(kl_seq/2)"),
+    Rule(
+        "tv_seq",
+        ("kl_seq",),
+        lambda d: _root(-np.expm1(-d)),
+        "Bretagnolle–Huber, tv_seq ≤ √(1 − e^(−kl_seq))",
+    ),
+    Rule(
+        "tv_steps",
+        ("horizon", "tv_sum", "tv_max"),
+        front_loaded,
+        "the worst division of tv_sum over the steps, as early as tv_max allows",
+    ),
+    Rule("expected_length", ("horizon",), lambda n: n, "no response is longer than T"),
+)
+"""Inequalities between quantities, sources before the quantities that use them."""
+
+
+def check_domain(name: str, value: Any) -> float | int:
+    spec = QUANTITIES.get(name)
+    if spec is None:
+        raise ValueError(f"{name}: unknown quantity; expected one of {', '.join(QUANTITIES)}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{name}: got {value!r}, expected a number")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{name}: got NaN, expected a number")
+    if spec.whole and (math.isinf(number) or number != int(number)):
+        raise ValueError(f"{name}: got {value!r}, expected a whole number")
+    inside = spec.low < number < spec.high if spec.open_ends else spec.low <= number <= spec.high
+    if not inside:
+        what = "a divergence is never negative" if spec.divergence and number < 0 else _domain(spec)
+        raise ValueError(
+            f"{name}: got {value!r}, expected {_domain(spec)}"
+            + ("" if what == _domain(spec) else f" ({what})")
+        )
+    return int(number) if spec.whole else number
+
+
+def _domain(spec: Quantity) -> str:
+    if spec.open_ends:
+        return f"a number strictly between {spec.low:g} and {spec.high:g}"
+    if math.isinf(spec.high):
+        return f"a {'whole number' if spec.whole else 'number'} of at least {spec.low:g}"
+    return f"a number from {spec.low:g} to {spec.high:g}"
+
+
+def check_consistency(given: Mapping[str, Any], span: float = 1.0) -> None:
+    """Raise ValueError if the given quantities contradict each other, naming the inequality they break."""
+    for rule in RULES:
+        if rule.quantity not in given or any(s not in given for s in rule.sources):
+            continue
+        limit = float(rule.limit(*(given[s] for s in rule.sources)))
+        if given[rule.quantity] > limit * (1 + _SLACK):
+            sources = ", ".join(f"{s}={given[s]:g}" for s in rule.sources)
+            raise ValueError(
+                f"{rule.quantity}: got {given[rule.quantity]:g}, expected at most {limit:g}, "
+                f"which {sources} imply ({rule.reason})"
+            )
+    if given.get("reward_sd", 0) > span / 2 * (1 + _SLACK):
+        raise ValueError(
+            f"reward_sd: got {given['reward_sd']:g}, expected at most {span / 2:g}, half of the reward range"
+        )
+
+
+def derive(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every quantity that follows from the given ones, and for each derived one the inequality it came from.
+
+    A derived value is an upper limit, the smallest that any rule gives; bounds grow with their
+    divergences, so it may stand in for the quantity itself.
+    """
+    values, origin = dict(given), {}
+    for rule in RULES:
+        if rule.quantity in given or any(s not in values for s in rule.sources):
+            continue
+        limit = rule.limit(*(values[s] for s in rule.sources))
+        if limit is None:
+            continue
+        limit = limit if isinstance(limit, np.ndarray) else float(limit)
+        if rule.quantity not in values or limit < values[rule.quantity]:
+            values[rule.quantity], origin[rule.quantity] = limit, rule.reason
+    return values, origin
