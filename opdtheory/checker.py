@@ -1,17 +1,20 @@
 """Replay certificates of refuted claims, independently of everything else.
 
-A certificate says: on this instance, written in fractions, the hypotheses hold and ``lhs relation scale·rhs`` fails.
-This file confirms or refuses that.  It imports the Python standard library only, nothing of the package it comes with,
-and computes every named quantity from its definition: sequences are enumerated one by one, probabilities are products
-of exact fractions, and the only inexact steps (logarithm, exponential, square root) are enclosed between two rational
-numbers by the series below, whose truncation and rounding errors are bounded and added outwards.
+A certificate says: on this instance, written in fractions, the hypotheses hold and ``lhs relation
+scale·rhs`` fails. This file confirms or refuses that.  It imports the Python standard library only, nothing
+of the package it comes with, and computes every named quantity from its definition: sequences are
+enumerated one by one, probabilities are products of exact fractions, and the only inexact steps (logarithm,
+exponential, square root) are enclosed between two rational numbers by the series below, whose truncation
+and rounding errors are bounded and added outwards.
 
-Run it as ``python -I checker.py CERTIFICATE.json ...``: exit status 0 if every certificate is confirmed, 1 if one is
-refused, 2 if one cannot be read at all.  Whatever this file does not fully understand, it refuses.
+Run it as ``python -I checker.py CERTIFICATE.json ...``: exit status 0 if every certificate is confirmed, 1
+if one is refused, 2 if one cannot be read at all.  Whatever this file does not fully understand, it
+refuses.
 
-Sections: 1 intervals, 2 reading numbers and instances, 3 policy pairs, 4 teacher and student, 5 single states,
-6 scalars, 7 discounted decision processes, 8 iterated maps, 9 gradient fields, 10 expressions, 11 certificates,
-12 command line.  A primitive is a function of an instance registered with ``@primitive(kind)``.
+Sections: 1 intervals, 2 reading numbers and instances, 3 policy pairs, 4 teacher and student, 5 single
+states, 6 scalars, 7 discounted decision processes, 8 iterated maps, 9 gradient fields, 10 expressions, 11
+certificates, 12 command line.  A primitive is a function of an instance registered with
+``@primitive(kind)``.
 
 Units are nats; ``KL(p‖q)`` is Σ p log(p/q); 0·log 0 = 0; a divergence is +inf where mass is not covered.
 """
@@ -22,6 +25,7 @@ import hashlib
 import inspect
 import json
 import math
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -34,15 +38,16 @@ SCHEMA_VERSION = 1
 PRECISIONS = (96, 192, 384, 768, 1536)
 """Bits carried by the interval arithmetic; raised step by step until a comparison is decided."""
 RELATIVE_WIDTH = Fraction(1, 10**9)
-"""A recorded enclosure must be at most this wide relative to its magnitude (or narrower than ``ABSOLUTE_WIDTH``)."""
+"""A recorded enclosure must be at most this wide relative to its magnitude, or ``ABSOLUTE_WIDTH`` wide."""
 ABSOLUTE_WIDTH = Fraction(1, 10**30)
 MAX_SEQUENCES = 1 << 15
-MAX_NUMBERS = 1 << 18
 MAX_BYTES = 8 << 20
 MAX_NUMBER_LENGTH = 4000
 MAX_NODES = 20_000
 MAX_DEPTH = 200
 MAX_POWER = 1 << 20
+MAX_EXPONENT = 1 << 20
+"""Numbers beyond 2^±this are refused."""
 EXACT_BITS = 20_000
 """Exact fractions longer than this are rounded outwards."""
 INF = math.inf
@@ -83,8 +88,8 @@ def _up(x: Any, bits: int) -> Any:
 class Interval:
     """A real number known to lie in [lo, hi]: fractions, or both ends the same infinity.
 
-    Operations return an interval that contains the result for every choice of operands inside.  An exact number is an
-    interval of width zero and stays exact under + - * / until it exceeds ``EXACT_BITS``.
+    Operations return an interval that contains the result for every choice of operands inside.  An exact
+    number is an interval of width zero and stays exact under + - * / until it exceeds ``EXACT_BITS``.
     """
 
     __slots__ = ("bits", "hi", "lo")
@@ -97,6 +102,8 @@ class Interval:
             raise ArithmeticError("interval ends in the wrong order")
         elif lo != hi or lo.numerator.bit_length() + lo.denominator.bit_length() > EXACT_BITS:
             lo, hi = _down(lo, bits), _up(hi, bits)
+            if max(x.numerator.bit_length() + x.denominator.bit_length() for x in (lo, hi)) > MAX_EXPONENT:
+                raise Refused("an intermediate quantity too large or too small to handle")
         self.lo, self.hi, self.bits = lo, hi, bits
 
     @property
@@ -180,7 +187,7 @@ class Interval:
         if n == 0:
             return self._lift(1)
         base = abs(self) if n % 2 == 0 else self
-        if not base.is_infinite and base.lo < 0 < base.hi or base.hi <= 0:
+        if base.lo < 0 or base.hi <= 0:
             # an odd power is increasing: each end separately
             return Interval(
                 -_power(-base.lo, n, base.bits).hi,
@@ -216,8 +223,8 @@ def _ceil_div(a: int, b: int) -> int:
 def _atanh_bounds(n: int, d: int, w: int) -> tuple[int, int]:
     """Integers below and above 2^w·atanh(n/d), for 0 ≤ n/d ≤ 1/2, from Σ zᵏ/k over odd k.
 
-    Lower sums round every step down, upper sums up; the tail after the last term kept is at most the next power
-    divided by 1 - z² ≤ 4/3 of it, hence 2·(next power)+1 covers it.
+    Lower sums round every step down, upper sums up; the tail after the last term kept is at most the next
+    power divided by 1 - z² ≤ 4/3 of it, hence 2·(next power)+1 covers it.
     """
     low, high = (n << w) // d, _ceil_div(n << w, d)
     low2, high2 = (low * low) >> w, _ceil_shift(high * high, w)
@@ -238,7 +245,10 @@ def _log2_bounds(w: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=1 << 16)
 def _log_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
-    """Fractions below and above log x for x > 0: x = m·2^k with 2/3 ≤ m ≤ 4/3, log m = 2·atanh((m-1)/(m+1))."""
+    """Fractions below and above log x for x > 0.
+
+    x = m·2^k with 2/3 ≤ m ≤ 4/3, and log m = 2·atanh((m-1)/(m+1)), where the argument is at most 1/5 in size.
+    """
     if x == 1:
         return Fraction(0), Fraction(0)
     k = x.numerator.bit_length() - x.denominator.bit_length()
@@ -261,11 +271,15 @@ def _log_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
 
 @lru_cache(maxsize=1 << 12)
 def _exp_bounds(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
-    """Fractions below and above exp x: x = k·log 2 + r with 0 < r < 2, Taylor series of exp r, tail below 2·(next term)."""
+    """Fractions below and above exp x.
+
+    x = k·log 2 + r with 0 < r < 2, and the Taylor series of exp r; from the fourth term on each term is at
+    most half of the one before, so the tail is at most the last term kept.
+    """
     if x == 0:
         return Fraction(1), Fraction(1)
-    if abs(x) > 1 << 24:
-        raise Undecided(f"exp of a number as large as {float(x):.3g}")
+    if abs(x) > MAX_EXPONENT // 2:
+        raise Refused(f"exp of a number as large as {float(x):.3g}")
     w = bits + 32 + x.numerator.bit_length() - min(x.numerator.bit_length(), x.denominator.bit_length())
     two_low, two_high = _log2_bounds(w)
     x_low, x_high = (x.numerator << w) // x.denominator, _ceil_div(x.numerator << w, x.denominator)
@@ -417,9 +431,11 @@ _PREFIXES = {
 
 
 def primitive(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function under its name without the kind's prefix (``pair_``, ``teacher_``, ``state_``, ...).
+    """Register a function under its name without the kind's prefix (``pair_``, ``teacher_``, ``state_``,
+    ...).
 
-    It gets the instance and returns a Fraction or an Interval; logarithms and roots are ``x.log``, ``x.sqrt``, ``x.exp``.
+    It gets the instance and returns a Fraction or an Interval; logarithms and roots are ``x.log``,
+    ``x.sqrt``, ``x.exp``.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -599,8 +615,9 @@ Step = tuple[int, int, int]
 class Tree(Instance):
     """A token tree: prompts, alphabet, horizon, optional EOS.
 
-    Level t holds prompts·bᵗ contexts, b the number of tokens that continue; the child of context i by a continuing token
-    is i·b + (rank of the token among the continuing ones).  EOS ends a sequence; so does every token of the last level.
+    Level t holds prompts·bᵗ contexts, b the number of tokens that continue; the child of context i by a
+    continuing token is i·b + (rank of the token among the continuing ones).  EOS ends a sequence; so does
+    every token of the last level.
     """
 
     SHAPE = ("vocab", "horizon", "eos", "prompts", "prompt_probs")
@@ -1122,7 +1139,10 @@ def pair_support_ok(x: PolicyPair) -> Any:
 
 
 class TeacherStudent(Tree):
-    """Student p, teacher q and, optionally, a candidate p̃ for the next student; reward of the student r = log(q/p)."""
+    """Student p, teacher q and, optionally, a candidate p̃ for the next student.
+
+    The student's reward is r = log(q/p).
+    """
 
     def __init__(self, data: Any):
         super().__init__(data, ("teacher", "student"), ("candidate",))
@@ -1199,10 +1219,10 @@ class TeacherStudent(Tree):
     def advantages(self, estimator: Any, alpha: Any) -> list[list[Any]]:
         """Â_1, ..., Â_n of every sequence that the student draws (an empty list for the others).
 
-        Token rewards are log(q/p), or log(αq/p + 1 - α) if alpha is given.  Estimators: ``i`` all rewards, ``ii`` those
-        from t on, ``immediate`` the t-th, ``iv`` the t-th plus the means of the later ones given their contexts,
-        ``topd_return`` the t-th plus the average of the later ones; ``iii``, ``v`` and ``immediate_baseline`` are ii, iv and
-        immediate minus the mean given the context.
+        Token rewards are log(q/p), or log(αq/p + 1 - α) if alpha is given.  Estimators: ``i`` all rewards,
+        ``ii`` those from t on, ``immediate`` the t-th, ``iv`` the t-th plus the means of the later ones
+        given their contexts, ``topd_return`` the t-th plus the average of the later ones; ``iii``, ``v``
+        and ``immediate_baseline`` are ii, iv and immediate minus the mean given the context.
         """
         return self.once(("advantages", estimator, alpha), lambda: self._advantages(estimator, alpha))
 
@@ -1487,7 +1507,7 @@ def teacher_gradient_dot(x: TeacherStudent, first: str, second: str, alpha: Any 
 
 
 class SingleState(Instance):
-    """Two distributions on one alphabet: p (student, behaviour) and q (teacher, target), and optional values."""
+    """Distributions p (student, behaviour) and q (teacher, target) on one alphabet, and optional values."""
 
     def __init__(self, data: Any):
         super().__init__(data, ("p", "q"), ("values",))
@@ -1870,7 +1890,7 @@ def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]
 
 
 class DiscountedMDP(Instance):
-    """Transition (s, a, s'), reward (s, a), discount γ in [0, 1), initial law, behaviour μ and target π (s, a)."""
+    """Transition (s, a, s'), reward (s, a), discount γ in [0, 1), initial law, policies μ and π (s, a)."""
 
     def __init__(self, data: Any):
         super().__init__(data, ("transition", "reward", "gamma", "initial", "behavior", "target"))
@@ -2015,14 +2035,17 @@ def mdp_reverse_kl_max(x: DiscountedMDP) -> Any:
 
 
 class IteratedMap(Instance):
-    """Students of one state, one after the other: p_0 = start, p_{k+1} = F(p_k) for k < steps, towards a teacher q.
+    """Students of one state, one after the other: p_0 = start, p_{k+1} = F(p_k) for k < steps, towards a
+    teacher q.
 
     ``map`` is one of
 
-    * ``proximal``: F(p) = αq + (1-α)p + e_k with the scalar alpha and optional ``errors`` e_k (each sums to 0),
-    * ``minorizer``: two tokens, one state, horizon 1 with penalty weight ``penalty`` (a scalar > 0): F(p) maximises over p̃
-      the bound Σ p̃A - 2·penalty·|Σ p̃A|·TV(p̃, p), A the advantage of the reward log(q/p).  With p̃ = p + u on the second
-      token and a = r(1) - r(0) this is a·u - 2·penalty·|a|u², so u = sign(a)/(4·penalty), cut at the ends of [0, 1].
+    * ``proximal``: F(p) = αq + (1-α)p + e_k with the scalar alpha and optional ``errors`` e_k (each sums to
+      0),
+    * ``minorizer``: two tokens, one state, horizon 1 with penalty weight ``penalty`` (a scalar > 0): F(p)
+      maximises over p̃ the bound Σ p̃A - 2·penalty·|Σ p̃A|·TV(p̃, p), A the advantage of the reward
+      log(q/p).  With p̃ = p + u on the second token and a = r(1) - r(0) this is a·u - 2·penalty·|a|u², so u
+      = sign(a)/(4·penalty), cut at the ends of [0, 1].
     """
 
     def __init__(self, data: Any):
@@ -2113,10 +2136,12 @@ def map_error_l1(x: IteratedMap, k: int) -> Any:
 
 
 class GradientField(TeacherStudent):
-    """A student with shared parameters θ_k = log w_k: p(a|c) ∝ base(c, a) ∏_k w_k^{F_k(c, a)}, features F whole numbers.
+    """A student with shared parameters θ_k = log w_k: p(a|c) ∝ base(c, a) ∏_k w_k^{F_k(c, a)}, features F
+    whole numbers.
 
-    With whole features every probability is rational, and ∇log p(a|c) = F(c, a) - Σ_b p(b|c) F(c, b) as well.  Everything
-    that kind ``teacher_student`` offers is offered here too, gradients being with respect to θ.
+    With whole features every probability is rational, and ∇log p(a|c) = F(c, a) - Σ_b p(b|c) F(c, b) as
+    well.  Everything that kind ``teacher_student`` offers is offered here too, gradients being with respect
+    to θ.
     """
 
     def __init__(self, data: Any):
@@ -2170,7 +2195,7 @@ def field_component(x: GradientField, estimator: str, row: int, alpha: Any = Non
 
 @primitive("gradient_field")
 def field_jacobian(x: GradientField, estimator: str, row: int, column: int) -> Any:
-    """∂(E ĝ)_row/∂θ_column for the estimators ``immediate`` and ``ii``, by differentiating p(y), Â_t and ∇log p."""
+    """∂(E ĝ)_row/∂θ_column of ``immediate`` or ``ii``, by differentiating p(y), Â_t and ∇log p."""
     j, k = below(row, len(x.weights), "row"), below(column, len(x.weights), "column")
     if estimator not in ("immediate", "ii"):
         raise Refused(f"argument estimator: expected immediate or ii, got {_short(estimator)}")
@@ -2202,9 +2227,13 @@ KINDS: dict[str, Callable[[Any], Instance]] = {
 Expression = list[Any]
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
-    "max": maximum, "min": minimum,
-}  # fmt: skip
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "max": maximum,
+    "min": minimum,
+}
 _UNARY: dict[str, Callable[[Interval, int], Interval]] = {
     "neg": lambda a, bits: -a, "abs": lambda a, bits: abs(a), "sqrt": sqrt, "log": log, "exp": exp,
 }  # fmt: skip
@@ -2244,7 +2273,7 @@ class Evaluator:
         return _UNARY[op](values[0], self.bits) if op in _UNARY else _BINARY[op](*values)
 
     def argument(self, name: str, value: Any) -> Any:
-        """An argument of a primitive: an integer, a fraction string, a word, or a named scalar of the instance."""
+        """An argument of a primitive: integer, fraction string, word, or named scalar of the instance."""
         where = f"argument {_short(name)}"
         if isinstance(value, dict):
             scalar = fields(value, where, ("scalar",))["scalar"]
@@ -2324,8 +2353,8 @@ def enclose(
 ) -> tuple[str, str]:
     """Readable enclosure of scale·expression as two strings, narrow enough for a certificate.
 
-    Exact values of moderate length are given exactly, others as decimals with ``digits`` digits, rounded outwards.
-    Raises ``Refused`` if the highest precision does not reach that.
+    Exact values of moderate length are given exactly, others as decimals with ``digits`` digits, rounded
+    outwards. Raises ``Refused`` if the highest precision does not reach that.
     """
     loaded = instance if isinstance(instance, Instance) else load_instance(kind, instance)
     for bits in PRECISIONS:
@@ -2357,7 +2386,7 @@ _CLAIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+~@-]{0,199}")
 
 @dataclass(frozen=True)
 class Verdict:
-    """``confirmed`` or not, why, and this file's own enclosures of lhs and scale·rhs where it got that far."""
+    """``confirmed`` or not, why, and this file's own enclosures of lhs and scale·rhs if it got that far."""
 
     confirmed: bool
     reason: str
@@ -2545,7 +2574,8 @@ def parse(text: str) -> Any:
 
 
 def check(certificate: Any) -> Verdict:
-    """Verdict on a certificate, given as a path or as a dictionary; never raises on a bad certificate in a dictionary.
+    """Verdict on a certificate, given as a path or as a dictionary; never raises on a bad certificate in a
+    dictionary.
 
     Raises ``BadInput`` if a file cannot be read or is not JSON.
     """
@@ -2617,9 +2647,8 @@ def main(paths: Sequence[str]) -> int:
             print(f"{path}: {error}", file=sys.stderr)
             status = 2
             continue
-        print(
-            f"{path}: {'confirmed' if verdict else 'refused'}: {verdict.claim + ': ' if verdict.claim else ''}{verdict.reason}"
-        )
+        word = f"confirmed: {verdict.claim}" if verdict else "refused"
+        print(f"{path}: {word}: {verdict.reason}")
         if not verdict and status == 0:
             status = 1
     return status
