@@ -8,7 +8,7 @@ each stops being vacuous, and which further quantity would help.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,18 +44,20 @@ def _roots(bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any]) ->
     return [name for name in given if name in seen and QUANTITIES[name].divergence]
 
 
-def _informative_below(
-    bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any], span: float
+def _largest_divergences(
+    bound: Bound,
+    given: Mapping[str, Any],
+    values: Mapping[str, Any],
+    span: float,
+    limit: Callable[[Mapping[str, Any]], float],
 ) -> dict[str, float]:
-    """For each given divergence: below which value the bound stops being vacuous."""
-    if bound.target in LOWER or math.isinf(float(bound.trivial(values, span))):
-        return {}
+    """For each given divergence: below which value the bound is under ``limit``, everything else as given."""
     out = {}
     for name in _roots(bound, given, values):
 
         def pair(x: float, name: str = name) -> tuple[float, float]:
             moved, _ = derive({**given, name: x})
-            return _value(bound, moved, span), float(bound.trivial(moved, span))
+            return _value(bound, moved, span), float(limit(moved))
 
         out[name] = largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)
     return out
@@ -88,9 +90,16 @@ def _entry(
         "sharpness": bound.sharpness,
         "assumptions": list(bound.assumptions),
         "derived": {n: origin[n] for n in (*bound.needs, *bound.optional) if n in origin},
-        "informative_below": _informative_below(bound, given, values, span),
+        "informative_below": {},
     }
+    if bound.target not in LOWER and math.isfinite(float(bound.trivial(values, span))):
+        entry["informative_below"] = _largest_divergences(
+            bound, given, values, span, lambda v: bound.trivial(v, span)
+        )
     if bound.target == "surrogate_error":
+        entry["certifies_below"] = _largest_divergences(
+            bound, given, values, span, lambda v: _surrogate_limit(v, span)
+        )
         entry["can_certify_improvement"] = value < _surrogate_limit(values, span)
         if "surrogate" in given:
             entry["improvement_lower"] = given["surrogate"] - value

@@ -80,7 +80,8 @@ def steps_to_distance(rate: float, target: float, initial: float = 2.0, step_err
     if target >= initial:
         return 0.0
     floor = step_error / rate if rate > 0 else math.inf if step_error else 0.0
-    if rate == 0 or target <= floor:
+    # a target at the floor is approached and never reached; rounding must not hide that
+    if rate == 0 or target <= floor * (1 + 1e-12):
         return math.inf
     if rate == 1:
         return 1.0

@@ -1,0 +1,249 @@
+"""``opdtheory bounds`` and ``opdtheory plan``: parse, call the calculator or the planner, print."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from opdtheory import planning
+from opdtheory.bounds.registry import TARGETS
+from opdtheory.calculator import calculate, jsonable
+from opdtheory.quantities import QUANTITIES
+
+Number = float | None
+Whole = int | None
+RewardRange = Annotated[
+    tuple[float, float], typer.Option("--reward-range", metavar="LO HI", help="Smallest and largest reward.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+
+
+def _option(name: str) -> Any:
+    return typer.Option(f"--{name.replace('_', '-')}", help=QUANTITIES[name].meaning + ".")
+
+
+def bounds(
+    horizon: Annotated[Whole, _option("horizon")] = None,
+    tv_max: Annotated[Number, _option("tv_max")] = None,
+    kl_max: Annotated[Number, _option("kl_max")] = None,
+    reverse_kl_max: Annotated[Number, _option("reverse_kl_max")] = None,
+    kl_seq: Annotated[Number, _option("kl_seq")] = None,
+    reverse_kl_sum: Annotated[Number, _option("reverse_kl_sum")] = None,
+    tv_sum: Annotated[Number, _option("tv_sum")] = None,
+    tv_seq: Annotated[Number, _option("tv_seq")] = None,
+    chi2_max: Annotated[Number, _option("chi2_max")] = None,
+    hellinger2_max: Annotated[Number, _option("hellinger2_max")] = None,
+    ratio_martingale: Annotated[Number, _option("ratio_martingale")] = None,
+    reward_sd: Annotated[Number, _option("reward_sd")] = None,
+    reward_range: RewardRange = (0.0, 1.0),
+    surrogate: Annotated[Number, _option("surrogate")] = None,
+    reward_log_w: Annotated[Number, _option("reward_log_w")] = None,
+    cost_log_w: Annotated[Number, _option("cost_log_w")] = None,
+    reward_floor_log_w: Annotated[Number, _option("reward_floor_log_w")] = None,
+    masked_surrogate: Annotated[Number, _option("masked_surrogate")] = None,
+    masked_k3: Annotated[Number, _option("masked_k3")] = None,
+    masked_reward_lost: Annotated[Number, _option("masked_reward_lost")] = None,
+    alpha: Annotated[Number, _option("alpha")] = None,
+    vocab: Annotated[Whole, _option("vocab")] = None,
+    score_bound: Annotated[Number, _option("score_bound")] = None,
+    steps: Annotated[Whole, _option("steps")] = None,
+    initial: Annotated[Number, _option("initial")] = None,
+    step_error: Annotated[Number, _option("step_error")] = None,
+    adv_target_max: Annotated[Number, _option("adv_target_max")] = None,
+    adv_kl_max: Annotated[Number, _option("adv_kl_max")] = None,
+    adv_max: Annotated[Number, _option("adv_max")] = None,
+    gamma: Annotated[Number, _option("gamma")] = None,
+    expected_length: Annotated[Number, _option("expected_length")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Every bound that follows from the given numbers, sorted, vacuous ones marked, and what would help
+    further.
+    """
+    given = {k: v for k, v in locals().items() if k in QUANTITIES and v is not None}
+    with _Refusal("bounds"):
+        if not given:
+            raise ValueError(
+                "no quantity given; expected at least one, for instance --horizon 4096 --kl-max 1e-4"
+            )
+        report = calculate(reward_range=reward_range, **given)
+        _write(json_file, report)
+    _print_report(report)
+
+
+class _Refusal:
+    """Turns bad input into one line on stderr and exit code 2."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, problem: Any, trace: Any) -> None:
+        if isinstance(problem, ValueError | OSError):
+            print(f"opdtheory {self.command}: {problem}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+def _write(path: Path | None, report: Any) -> None:
+    if path is not None:
+        path.write_text(
+            json.dumps(jsonable(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+
+
+def _number(x: float) -> str:
+    return "∞" if math.isinf(x) else f"{x:.4g}"
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = Console()
+    for target, meaning in report["targets"].items():
+        rows = [e for e in report["bounds"] if e["target"] == target]
+        table = Table(title=meaning, title_justify="left", title_style="bold")
+        for column in ("value", "", "bound", "id", "scaling", "says something below"):
+            table.add_column(column, justify="right" if column == "value" else "left", overflow="fold")
+        for e in rows if target != "improvement_lower" else reversed(rows):
+            below = ", ".join(
+                f"{name} {_number(x)}" for name, x in e["informative_below"].items() if math.isfinite(x)
+            )
+            table.add_row(
+                _number(e["value"]), "vacuous" if e["vacuous"] else "", e["name"], e["id"],
+                e["scaling"], below, style="dim" if e["vacuous"] else None,
+            )  # fmt: skip
+        console.print(table)
+    _print_verdict(console, report)
+
+
+def _print_verdict(console: Console, report: dict[str, Any]) -> None:
+    best = report["best"].get("surrogate_error")
+    if best is not None:
+        entry = next(e for e in report["bounds"] if e["id"] == best)
+        console.print(
+            f"Best bound on {TARGETS['surrogate_error']}: {_number(entry['value'])} by {entry['name']}."
+        )
+        if "improvement_lower" in entry:
+            verb = "guaranteed" if entry["improvement_lower"] > 0 else "not guaranteed"
+            console.print(f"J(π) − J(μ) ≥ {entry['improvement_lower']:.4g}: improvement is {verb}.")
+        elif not entry["can_certify_improvement"]:
+            limit = _number(report["surrogate_limit"])
+            console.print(
+                f"No improvement can be certified: the surrogate itself never exceeds {limit} here."
+            )
+    for note in report["notes"]:
+        console.print(f"Note: {note}.")
+    for row in report["suggestions"]:
+        parts = []
+        if row["unlocks"]:
+            parts.append("unlocks " + ", ".join(row["unlocks"]))
+        if row["sharpens"]:
+            parts.append("sharpens " + ", ".join(row["sharpens"]))
+        if row.get("beats_best_below"):
+            parts.append(f"beats the best error bound below {_number(row['beats_best_below'])}")
+        flag = "--" + row["quantity"].replace("_", "-")
+        console.print(f"{flag} ({row['meaning']}) {'; '.join(parts)}", highlight=False)
+
+
+def plan(
+    horizon: Annotated[Whole, _option("horizon")] = None,
+    reward_range: RewardRange = (0.0, 1.0),
+    penalty: Annotated[Number, typer.Option(help="Largest error of the surrogate to be certified.")] = None,
+    surrogate: Annotated[
+        Number, typer.Option(help="Surrogate value L; with --guarantee instead of --penalty.")
+    ] = None,
+    guarantee: Annotated[
+        float, typer.Option(help="Wanted lower bound on J(π) − J(μ); needs --surrogate.")
+    ] = 0.0,
+    kl_seq: Annotated[Number, _option("kl_seq")] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option("--alpha", help="Interpolation coefficient; may be repeated.")
+    ] = None,
+    distance: Annotated[float, typer.Option(help="Wanted L1 distance to the teacher.")] = 0.1,
+    initial: Annotated[float, _option("initial")] = 2.0,
+    step_error: Annotated[float, _option("step_error")] = 0.0,
+    vocab: Annotated[Whole, _option("vocab")] = None,
+    score_bound: Annotated[float, _option("score_bound")] = 1.0,
+    width: Annotated[Number, typer.Option(help="Wanted width of a one-sided confidence bound.")] = None,
+    samples: Annotated[Whole, typer.Option(help="Number of independent prompts.")] = None,
+    confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
+    sd: Annotated[
+        Number, typer.Option(help="Standard deviation of the certified variable; default half the range.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Divergence budget, interpolation and sample size for a wanted guarantee.
+
+    --horizon with --penalty (or --surrogate and --guarantee) gives the divergence each bound allows;
+    --alpha the steps and variances of proximal distillation; --width or --samples the size and width of
+    finite-sample certificates.
+    """
+    report: dict[str, Any] = {}
+    with _Refusal("plan"):
+        span = reward_range[1] - reward_range[0]
+        if not span > 0:
+            raise ValueError(f"reward_range: got {reward_range!r}, expected two numbers, the smaller first")
+        if penalty is None and surrogate is not None:
+            penalty = surrogate - guarantee
+            if penalty <= 0:
+                raise ValueError(
+                    f"guarantee: got {guarantee:g}, expected less than the surrogate value {surrogate:g}"
+                )
+        if penalty is not None:
+            if horizon is None:
+                raise ValueError("horizon: missing, expected --horizon T with --penalty or --surrogate")
+            fixed = {} if kl_seq is None else {"kl_seq": kl_seq}
+            report["penalty"] = penalty
+            report["divergence_budget"] = planning.divergence_budget(horizon, penalty, span, fixed)
+        if alpha:
+            report["distillation"] = planning.distillation_plan(
+                alpha, distance, initial=initial, step_error=step_error, horizon=horizon, vocab=vocab,
+                score_bound=score_bound,
+            )  # fmt: skip
+        spread = span / 2 if sd is None else sd
+        if width is not None:
+            report["sample_sizes"] = planning.sample_sizes(width, confidence, span, spread)
+        if samples is not None:
+            widths = planning.certificate_widths(samples, confidence, span, spread)
+            report["widths"] = [
+                {"method": m, "width": float(w), "trust": planning.WIDTHS[m][1]} for m, w in widths.items()
+            ]
+        if not report:
+            raise ValueError(
+                "nothing to plan; expected --penalty, --surrogate, --alpha, --width or --samples"
+            )
+        report["inputs"] = {"horizon": horizon, "reward_range": list(reward_range)}
+        report["inputs"] |= {"confidence": confidence, "distance": distance}
+        _write(json_file, report)
+    console = Console()
+    for title, key in _SECTIONS.items():
+        if key in report:
+            console.print(_table(title, report[key]))
+
+
+_SECTIONS = {
+    "Largest divergence that keeps the certified error below the penalty": "divergence_budget",
+    "Proximal distillation": "distillation",
+    "Independent prompts needed": "sample_sizes",
+    "Width of a one-sided bound": "widths",
+}
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    show: Callable[[Any], str] = lambda v: _number(v) if isinstance(v, float) else str(v)  # noqa: E731
+    for column in rows[0]:
+        table.add_column(
+            column, overflow="fold", justify="left" if isinstance(rows[0][column], str) else "right"
+        )
+    for row in rows:
+        table.add_row(*(show(v) for v in row.values()))
+    return table
