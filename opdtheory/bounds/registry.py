@@ -128,12 +128,12 @@ def largest_below(value: Callable[[float], tuple[float, float]], high: float, lo
         return min(max(math.log(f) - math.log(limit), -1e3), 1e3) if limit > 0 else 1e3
 
     a, b = math.log(low), math.log(high)
+    if excess(a) >= 0:
+        return 0.0
     top = excess(b)
     if top <= 0:
         # equality at the top is a bound that only saturates there, or that rounds to its limit
         return math.inf if top < 0 or high > 1 else high
-    if excess(a) >= 0:
-        return 0.0
     return math.exp(optimize.brentq(excess, a, b, xtol=1e-13, rtol=8.9e-16, maxiter=500))
 
 
