@@ -16,10 +16,10 @@ import flint
 import numpy as np
 
 from opdtheory.elementary import exact
-from opdtheory.tabular import PolicyPair, SingleState, TeacherStudent, TokenTree
+from opdtheory.tabular import DiscountedMDP, PolicyPair, SingleState, TeacherStudent, TokenTree
 from opdtheory.verification.blocks import Block, Box, LogBox, Simplex, Values
 
-__all__ = ["Box", "LogBox", "Scalars", "Simplex", "Size", "Space", "policy_pairs", "scalars", "single_states",
+__all__ = ["Box", "LogBox", "Scalars", "Simplex", "Size", "Space", "discounted_mdps", "policy_pairs", "scalars", "single_states",
            "teacher_students"]  # fmt: skip
 
 Size = Mapping[str, Any]
@@ -52,14 +52,6 @@ class Space:
     def with_sizes(self, *sizes: Size) -> Space:
         """The same space restricted to (or extended by) the given sizes, smallest first."""
         return replace(self, sizes=tuple(sizes))
-
-
-def fractions(array: Any) -> Any:
-    """Nested lists of canonical fraction strings from an (object or float) array."""
-    if isinstance(array, np.ndarray) and array.ndim:
-        return [fractions(a) for a in array]
-    value = array.item() if isinstance(array, np.ndarray) else array
-    return str(exact(value))
 
 
 # ---------------------------------------------------------------------------------------------- scalars
@@ -124,7 +116,7 @@ def single_states(
     def build(b: Values, vocab: int) -> Any:
         p = _restrict(b["p"], b["q"]) if absolutely_continuous else b["p"]
         named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
-        return SingleState(p, b["q"], values=b.get("values"), **named)
+        return SingleState(p, b["q"], values=b.get("values"), validate=False, **named)
 
     return Space(
         kind="single_state",
@@ -233,7 +225,7 @@ def policy_pairs(
         blocks=blocks,
         build=build,
         serialise=lambda x: x.to_data(),
-        structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon},
+        structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon, "horizon": horizon},
         pairs=(("mu", "pi"),),
         description="policy pairs"
         + (" with supp π ⊆ supp μ" if absolutely_continuous else "")
@@ -272,9 +264,39 @@ def teacher_students(
         blocks=blocks,
         build=build,
         serialise=lambda x: x.to_data(),
-        structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon},
+        structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon, "horizon": horizon},
         pairs=pairs,
         description="teacher and student" + (" and candidate" if candidate else "") + (", full support" if full_support else ""),
     )
 
 
+def discounted_mdps(
+    sizes: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (3, 2)),
+    gamma: tuple[float, float] = (0.0, 0.95),
+    reward: tuple[float, float] = (-1.0, 1.0),
+) -> Space:
+    """Discounted decision processes with (states, actions) from ``sizes``, a behaviour and a target policy."""
+
+    def blocks(states: int, actions: int) -> dict[str, Block]:
+        return {
+            "behavior": Simplex((states, actions)),
+            "target": Simplex((states, actions)),
+            "transition": Simplex((states, actions, states)),
+            "initial": Simplex((states,)),
+            "reward": Box((states, actions), *reward),
+            "gamma": Box((), *gamma),
+        }
+
+    def build(b: Values, states: int, actions: int) -> DiscountedMDP:
+        return DiscountedMDP(**b, validate=False)
+
+    return Space(
+        kind="discounted_mdp",
+        sizes=tuple({"states": s, "actions": a} for s, a in sizes),
+        blocks=blocks,
+        build=build,
+        serialise=lambda x: x.to_data(),
+        structure=lambda states, actions: {"states": states, "actions": actions},
+        pairs=(("behavior", "target"),),
+        description=f"discounted decision processes, γ in [{gamma[0]:g}, {gamma[1]:g}]",
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import flint
 import numpy as np
 
-from opdtheory.elementary import absolute, asum, exact, log, rel_entr, sqrt
+from opdtheory.elementary import absolute, asum, exact, is_exact, log, rel_entr, sqrt
 
 __all__ = [
     "chi2",
@@ -71,11 +71,12 @@ def log_ratio(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> n
         diff = q - p
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         u = q / p
-        # log(1 + x) = log(u)·x/(u - 1) for the rounded u ≈ 1 + x: accurate near u = 1 and near u = 0
+        # log(1 + x) = log(u)·x/(u - 1) for the rounded u ≈ 1 + x: accurate near u = 1
         correction = diff / p
         away = u - 1
         np.divide(correction, away, out=correction, where=away != 0)
-        np.copyto(correction, 1.0, where=~np.isfinite(correction))
+        # away from 1 the logarithm of the quotient is accurate as it is, and ``diff`` may have lost its digits
+        np.copyto(correction, 1.0, where=~(np.abs(away) < 0.5))
         near_one = away == 0
         out = np.log(u, out=u)
         out *= correction
@@ -148,7 +149,7 @@ def kl_family(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """weights · values with 0·inf = 0."""
-    if values.dtype == object or weights.dtype == object:
+    if is_exact(values) or is_exact(weights):
         return np.frompyfunc(lambda w, x: exact(0) if w == 0 else w * x, 2, 1)(weights, values)
     with np.errstate(invalid="ignore"):
         out = weights * values

@@ -210,7 +210,9 @@ class DiscountedMDP:
 
 
 def _strings(x: np.ndarray) -> Any:
-    return [_strings(part) for part in x] if x.ndim else str(exact(x.item()))
+    if isinstance(x, np.ndarray):
+        return [_strings(part) for part in x.tolist()] if x.ndim else str(exact(x.item()))
+    return [_strings(part) for part in x] if isinstance(x, list) else str(exact(x))
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
