@@ -1,4 +1,4 @@
-"""Gradients against autograd, finite differences, enumeration and sampling; and what the theory says of them."""
+"""Gradients against autograd, finite differences, enumeration and sampling, and what the theory says."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 TREES = {
     "binary": TokenTree(2, 3),
     "eos": TokenTree(3, 3, eos=1, prompts=2, prompt_probs=[0.3, 0.7]),
+    "late_eos": TokenTree(2, 5, eos=0),
     "one_step": TokenTree(4, 1, eos=0),
     "one_token": TokenTree(1, 3),
     "only_eos": TokenTree(1, 2, eos=0),

@@ -67,6 +67,10 @@ def test_token_masks_equal_their_definitions() -> None:
             lambda r, pi, mu, a, i, t: not ((a > 0 and pi - mu > 0.15) or (a < 0 and mu - pi > 0.15)),
         ),
         (
+            mk.method_mask("dppo_binary_kl", *common, b["adv"], b["mask"]),
+            lambda r, pi, mu, a, i, t: not (dv.binary_kl(mu, pi) > 0.05 and a * (r - 1) > 0),
+        ),
+        (
             mk.negative_drop(*common, b["adv"], b["mask"], delta=0.1),
             lambda r, pi, mu, a, i, t: not (a < 0 and mu - pi >= 0.1),
         ),
