@@ -59,7 +59,7 @@ class Estimator:
             raise ValueError(f"lam: got {self.lam!r}, expected a number from 0 to 1")
         if self.lam != 1 and self.form in ("total", "topd_return"):
             raise ValueError(f"lam: got {self.lam!r} with form {self.form!r}, expected 1")
-        if self.alpha is not None and not 0 < self.alpha <= 1:
+        if self.alpha is not None and not np.all((self.alpha > 0) & (self.alpha <= 1)):
             raise ValueError(f"alpha: got {self.alpha!r}, expected a number in (0, 1]")
 
 

@@ -75,7 +75,7 @@ def log_ratio(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> n
         correction = diff / p
         away = u - 1
         np.divide(correction, away, out=correction, where=away != 0)
-        # away from 1 the logarithm of the quotient is accurate as it is, and ``diff`` may have lost its digits
+        # away from 1 the log of the quotient is accurate as it is, and ``diff`` may have lost its digits
         np.copyto(correction, 1.0, where=~(np.abs(away) < 0.5))
         near_one = away == 0
         out = np.log(u, out=u)

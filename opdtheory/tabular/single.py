@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import flint
 import numpy as np
 
-from opdtheory.elementary import absolute, amax, asum, exact, log
+from opdtheory import divergences
+from opdtheory.elementary import absolute, amax, amin, asum, exact, minimum, xlogy
 from opdtheory.tabular import local
 from opdtheory.tabular.table import as_numbers
 from opdtheory.tabular.tree import SUM_TOLERANCE
@@ -54,12 +56,6 @@ class SingleState:
         vectors = {name: [str(exact(v)) for v in array] for name, array in arrays.items()}
         return vectors | scalars_data(self.scalars)
 
-    def _weight(self, alpha: Any) -> Any:
-        """A weight per instance, ready to multiply arrays with the actions last."""
-        if self.is_exact:
-            return exact(alpha)
-        return np.asarray(alpha, dtype=np.float64)[..., None]
-
     @property
     def is_exact(self) -> bool:
         """True if the numbers are rationals or balls."""
@@ -73,6 +69,14 @@ class SingleState:
     @cached_property
     def _pq(self) -> tuple[np.ndarray, np.ndarray]:
         return np.moveaxis(self.p, -1, 0), np.moveaxis(self.q, -1, 0)
+
+    def _weight(self, alpha: Any) -> Any:
+        """A weight per instance, ready to multiply arrays with the actions last."""
+        if self.is_exact:
+            return exact(alpha)
+        return np.asarray(alpha, dtype=np.float64)[..., None]
+
+    # ---- divergences
 
     @cached_property
     def tv(self) -> Any:
@@ -98,6 +102,11 @@ class SingleState:
         """KL(q‖p); with q the teacher, the forward KL."""
         return self._kls[1]
 
+    @property
+    def k3_pq(self) -> Any:
+        """E_p[ρ - 1 - log ρ]."""
+        return self._kls[2]
+
     @cached_property
     def chi2_qp(self) -> Any:
         """χ²(q‖p)."""
@@ -114,6 +123,65 @@ class SingleState:
         return local.hellinger2(*self._pq)
 
     @cached_property
+    def entropy_p(self) -> Any:
+        """Entropy of p."""
+        return -asum(xlogy(self.p, self.p), -1)
+
+    @cached_property
+    def entropy_q(self) -> Any:
+        """Entropy of q."""
+        return -asum(xlogy(self.q, self.q), -1)
+
+    def mixture(self, alpha: Any) -> np.ndarray:
+        """α q + (1 - α) p."""
+        a = self._weight(alpha)
+        return a * self.q + (1 - a) * self.p
+
+    def jsd(self, alpha: Any) -> Any:
+        """JSD_α = α KL(q‖m) + (1 - α) KL(p‖m), m = α q + (1 - α) p."""
+        a, m = self._weight(alpha), np.moveaxis(self.mixture(alpha), -1, 0)
+        p, q = self._pq
+        a = a if self.is_exact else a[..., 0]
+        return local.weigh(a, local.kl_family(q, m)[0]) + local.weigh(1 - a, local.kl_family(p, m)[0])
+
+    def binary_tv(self, token: int) -> Any:
+        """TV of the partition into ``token`` and the rest."""
+        return absolute(self.p[..., token] - self.q[..., token])
+
+    def binary_kl(self, token: int) -> Any:
+        """KL(p‖q) of the partition into ``token`` and the rest."""
+        return divergences.binary_kl(self.p[..., token], self.q[..., token])
+
+    def topk_tv(self, k: int) -> Any:
+        """TV on the top ``k`` actions of p and one tail bucket."""
+        return divergences.topk_tv(self.p, self.q, k)
+
+    def topk_kl(self, k: int) -> Any:
+        """KL(p‖q) on the top ``k`` actions of p and one tail bucket."""
+        return divergences.topk_kl(self.p, self.q, k)
+
+    def topk_fkl(self, k: int) -> Any:
+        """Σ q log(q/p) over the top ``k`` actions of q, no tail bucket."""
+        return divergences.topk_kl(self.q, self.p, k, tail=False)
+
+    def topk_fkl_tail(self, k: int) -> Any:
+        """KL(q‖p) on the top ``k`` actions of q and one tail bucket."""
+        return divergences.topk_kl(self.q, self.p, k)
+
+    def _topk_mass(self, x: np.ndarray, k: int) -> Any:
+        return asum(np.where(divergences.topk_members(self.q, k), x, x * 0), -1)
+
+    def topk_mass_p(self, k: int) -> Any:
+        """Mass of p on the top ``k`` actions of q."""
+        return self._topk_mass(self.p, k)
+
+    def topk_mass_q(self, k: int) -> Any:
+        """Mass of q on the top ``k`` actions of q."""
+        return self._topk_mass(self.q, k)
+
+    # ---- ratios
+
+    @cached_property
     def ratio(self) -> np.ndarray:
         """ρ = q/p per action; 0 where both vanish, inf where p = 0 < q."""
         return local.ratio(self.p, self.q)
@@ -123,23 +191,171 @@ class SingleState:
         """log(q/p) per action on the support of p (-inf where q = 0), 0 outside."""
         return local.log_ratio(self.p, self.q)
 
+    @cached_property
+    def _outside(self) -> np.ndarray:
+        return np.asarray(self.p == 0, dtype=bool)
+
+    @cached_property
+    def max_ratio(self) -> Any:
+        """max q/p over the support of p."""
+        return amax(np.where(self._outside, exact(0) if self.is_exact else 0.0, self.ratio))
+
+    @cached_property
+    def min_ratio(self) -> Any:
+        """min q/p over the support of p."""
+        return amin(np.where(self._outside, self._no_number, self.ratio))
+
+    @property
+    def _no_number(self) -> Any:
+        """What a minimum ignores."""
+        return flint.arb("inf") if self.is_exact else np.inf
+
+    @cached_property
+    def max_abs_log_ratio(self) -> Any:
+        """max |log(q/p)| over the support of p."""
+        return amax(absolute(self.log_ratio))
+
+    @cached_property
+    def covered_mass(self) -> Any:
+        """E_p[ρ] = q(supp p)."""
+        return asum(np.where(self._outside, self.q * 0, self.q))
+
+    @cached_property
+    def min_p(self) -> Any:
+        """Smallest probability of p."""
+        return amin(self.p)
+
+    @cached_property
+    def min_q(self) -> Any:
+        """Smallest probability of q."""
+        return amin(self.q)
+
+    @cached_property
+    def support_ok(self) -> Any:
+        """1 if supp q ⊆ supp p, else 0."""
+        covered = ~(self._outside & np.asarray(self.q > 0, dtype=bool)).any(axis=-1)
+        return exact(int(covered)) if self.is_exact and self.p.ndim == 1 else covered.astype(np.float64)[()]
+
+    # ---- rewards of distillation: log ratio, TOP-D, TrOPD's gate
+
     def expect_p(self, f: Any) -> Any:
         """E_p[f] with 0·inf = 0."""
-        return asum(local.weigh(self.p, np.asarray(f)), -1)
+        return asum(local.weigh(self.p, np.asarray(f)))
 
     def expect_q(self, f: Any) -> Any:
         """E_q[f] with 0·inf = 0."""
-        return asum(local.weigh(self.q, np.asarray(f)), -1)
+        return asum(local.weigh(self.q, np.asarray(f)))
+
+    def _variance(self, f: np.ndarray) -> Any:
+        """Var_p f; inf if the second moment is."""
+        second, mean = self.expect_p(f * f), self.expect_p(f)
+        if self.is_exact:
+            return second if not flint.arb(second).is_finite() else second - mean * mean
+        with np.errstate(invalid="ignore"):
+            centred = self.expect_p((f - np.asarray(mean)[..., None]) ** 2)
+        return np.where(np.isinf(second), np.inf, centred)[()]
+
+    def topd_reward(self, alpha: Any) -> np.ndarray:
+        """r̃ = log(α ρ + 1 - α) per action on the support of p, 0 outside (TOP-D, Eq 5)."""
+        return local.log_ratio(self.p, self.mixture(alpha), self._weight(alpha) * (self.q - self.p))
 
     @cached_property
-    def mean_values(self) -> Any:
-        """E_p[values]."""
-        return self.expect_p(self._values)
+    def opd_mean(self) -> Any:
+        """E_p[log ρ] = -KL(p‖q)."""
+        return self.expect_p(self.log_ratio)
 
     @cached_property
-    def gain(self) -> Any:
-        """E_q[values] - E_p[values]."""
-        return asum((self.q - self.p) * self._values, -1)
+    def opd_second_moment(self) -> Any:
+        """E_p[log² ρ]."""
+        return self.expect_p(self.log_ratio * self.log_ratio)
+
+    @cached_property
+    def opd_variance(self) -> Any:
+        """Var_p(log ρ)."""
+        return self._variance(self.log_ratio)
+
+    def topd_mean(self, alpha: Any) -> Any:
+        """E_p[r̃]."""
+        return self.expect_p(self.topd_reward(alpha))
+
+    def topd_second_moment(self, alpha: Any) -> Any:
+        """E_p[r̃²]."""
+        reward = self.topd_reward(alpha)
+        return self.expect_p(reward * reward)
+
+    def topd_variance(self, alpha: Any) -> Any:
+        """Var_p(r̃)."""
+        return self._variance(self.topd_reward(alpha))
+
+    def topd_max(self, alpha: Any) -> Any:
+        """max r̃ over the support of p."""
+        return amax(np.where(self._outside, -self._no_number, self.topd_reward(alpha)))
+
+    def topd_min(self, alpha: Any) -> Any:
+        """min r̃ over the support of p."""
+        return amin(np.where(self._outside, self._no_number, self.topd_reward(alpha)))
+
+    @cached_property
+    def _score_norm2(self) -> np.ndarray:
+        """‖∇log p(y)‖² = ‖e_y - p‖² with respect to the logits, per action."""
+        return 1 - 2 * self.p + (self.p * self.p).sum(axis=-1, keepdims=True)
+
+    def _gradient_second_moment(self, f: np.ndarray) -> Any:
+        return asum(local.weigh(self.p * self._score_norm2, f * f))
+
+    def _gradient_norm2(self, f: np.ndarray) -> Any:
+        mean = (
+            self.expect_p(f)
+            if self.is_exact and self.p.ndim == 1
+            else np.asarray(self.expect_p(f))[..., None]
+        )
+        with np.errstate(invalid="ignore"):
+            field = local.weigh(self.p, f - mean)
+        return asum(field * field)
+
+    @cached_property
+    def opd_gradient_second_moment(self) -> Any:
+        """E_p‖log ρ ∇log p‖², gradient with respect to the logits of p."""
+        return self._gradient_second_moment(self.log_ratio)
+
+    @cached_property
+    def opd_gradient_norm2(self) -> Any:
+        """‖E_p[log ρ ∇log p]‖²."""
+        return self._gradient_norm2(self.log_ratio)
+
+    @cached_property
+    def opd_gradient_variance(self) -> Any:
+        """E‖g‖² - ‖E g‖², g = log ρ ∇log p."""
+        return self.opd_gradient_second_moment - self.opd_gradient_norm2
+
+    def topd_gradient_second_moment(self, alpha: Any) -> Any:
+        """E_p‖r̃ ∇log p‖²."""
+        return self._gradient_second_moment(self.topd_reward(alpha))
+
+    def topd_gradient_norm2(self, alpha: Any) -> Any:
+        """‖E_p[r̃ ∇log p]‖²."""
+        return self._gradient_norm2(self.topd_reward(alpha))
+
+    def topd_gradient_variance(self, alpha: Any) -> Any:
+        """E‖g̃‖² - ‖E g̃‖², g̃ = r̃ ∇log p."""
+        return self.topd_gradient_second_moment(alpha) - self.topd_gradient_norm2(alpha)
+
+    @cached_property
+    def gate_acceptance(self) -> Any:
+        """E_p[min(ρ, 1)] = Σ min(p, q)."""
+        return asum(minimum(self.p, self.q))
+
+    @cached_property
+    def gated_k1(self) -> Any:
+        """E_p[-M log ρ], P(M = 1) = min(ρ, 1)."""
+        return -asum(local.weigh(minimum(self.p, self.q), self.log_ratio))
+
+    @cached_property
+    def gated_second_moment(self) -> Any:
+        """E_p[M log² ρ], P(M = 1) = min(ρ, 1)."""
+        return asum(local.weigh(minimum(self.p, self.q), self.log_ratio * self.log_ratio))
+
+    # ---- values
 
     @property
     def _values(self) -> np.ndarray:
@@ -147,36 +363,30 @@ class SingleState:
             raise ValueError("this SingleState has no values: expected the argument values=...")
         return self.values
 
-    def mixture(self, alpha: Any) -> np.ndarray:
-        """α q + (1 - α) p."""
-        a = self._weight(alpha)
-        return a * self.q + (1 - a) * self.p
-
-    def jsd(self, alpha: Any) -> Any:
-        """JSD_α = α KL(q‖m) + (1 - α) KL(p‖m), m = α q + (1 - α) p."""
-        a, m = (exact(alpha) if self.is_exact else np.asarray(alpha)), np.moveaxis(self.mixture(alpha), -1, 0)
-        p, q = self._pq
-        return a * local.kl_family(q, m)[0] + (1 - a) * local.kl_family(p, m)[0]
-
-    def topd_reward(self, alpha: Any) -> np.ndarray:
-        """r̃ = log(α ρ + 1 - α) per action on the support of p, 0 outside (TOP-D, Eq 5)."""
-        return local.log_ratio(self.p, self.mixture(alpha))
+    @cached_property
+    def mean_values(self) -> Any:
+        """E_p[values]."""
+        return asum(self.p * self._values)
 
     @cached_property
-    def support_ok(self) -> Any:
-        """1 if supp q ⊆ supp p, else 0."""
-        uncovered = ((self.p == 0) & (self.q > 0)).any(axis=-1)
-        return exact(int(not uncovered)) if self.is_exact and self.p.ndim == 1 else 1.0 - uncovered
+    def mean_q(self) -> Any:
+        """E_q[values]."""
+        return asum(self.q * self._values)
 
     @cached_property
-    def max_abs_log_ratio(self) -> Any:
-        """max |log(q/p)| over the support of p."""
-        return amax(absolute(self.log_ratio), -1)
+    def gain(self) -> Any:
+        """E_q[values] - E_p[values]."""
+        return asum((self.q - self.p) * self._values)
 
     @cached_property
-    def entropy_p(self) -> Any:
-        """Entropy of p in nats."""
-        return -asum(local.weigh(self.p, log(self.p)), -1)
+    def values_span(self) -> Any:
+        """max values - min values."""
+        return amax(self._values) - amin(self._values)
+
+    @cached_property
+    def values_max_abs(self) -> Any:
+        """max |values|."""
+        return amax(absolute(self._values))
 
 
 def attach_scalars(instance: Any, scalars: dict[str, Any]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
-from opdtheory.elementary import amax, exact
+from opdtheory.elementary import amax, asum, exact
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned
 from opdtheory.tabular.policy import Policy
@@ -144,6 +145,43 @@ class TeacherStudent:
         """Mean number of tokens of the student, EOS counted."""
         return self.student.expected_length
 
+    @property
+    def expected_length_teacher(self) -> Any:
+        """Mean number of tokens of the teacher, EOS counted."""
+        return self.teacher.expected_length
+
+    @cached_property
+    def kl_state_sum(self) -> Any:
+        """Σ_c KL(student‖teacher)(c), every context counted once."""
+        return self.contrast._sum(self.contrast._kls[0])
+
+    # ---- sampled gradient estimators of the student's logits
+
+    def _moments(self, estimator: str, alpha: Any) -> Any:
+        from opdtheory import gradients  # built on this package: known here only when asked for
+
+        chosen = gradients.ESTIMATORS.get(estimator) or gradients.Estimator(estimator)
+        if alpha is not None:
+            chosen = replace(chosen, alpha=self._weight(alpha))
+        return gradients.tabular_moments(self.student, self.teacher, chosen)
+
+    def gradient_second_moment(self, estimator: str, alpha: Any = None) -> Any:
+        """E‖ĝ‖² of a sampled estimator of ``opdtheory.gradients``, with TOP-D's reward if alpha is given."""
+        return self._moments(estimator, alpha).second_moment
+
+    def gradient_norm2(self, estimator: str, alpha: Any = None) -> Any:
+        """‖E ĝ‖²."""
+        mean = self._moments(estimator, alpha).mean
+        return asum(mean * mean)
+
+    def gradient_variance(self, estimator: str, alpha: Any = None) -> Any:
+        """E‖ĝ - E ĝ‖², the trace of the covariance."""
+        return self._moments(estimator, alpha).variance
+
+    def gradient_dot(self, first: str, second: str, alpha: Any = None) -> Any:
+        """⟨E ĝ_first, E ĝ_second⟩; alpha (if given) belongs to the first."""
+        return asum(self._moments(first, alpha).mean * self._moments(second, None).mean)
+
     # ---- mixtures
 
     def _weight(self, alpha: Any) -> Any:
@@ -160,6 +198,10 @@ class TeacherStudent:
     def l1_token_mixed(self, alpha: Any) -> Any:
         """‖T_tok π - q‖₁ of sequence laws, T_tok π = ``token_mixed(alpha)``."""
         return 2 * PolicyContrast(self.token_mixed(alpha), self.teacher).tv_seq
+
+    def l1_state_mixed_max(self, alpha: Any) -> Any:
+        """max_c ‖m - q‖₁(c), m = α q + (1 - α) π at every context."""
+        return 2 * PolicyContrast(self.token_mixed(alpha), self.teacher).tv_max
 
     def l1_sequence_mixed(self, alpha: Any) -> Any:
         """‖T_seq π - q‖₁ of sequence laws, T_seq π = α q + (1 - α) π as a mixture of sequence laws."""
@@ -186,6 +228,11 @@ class TeacherStudent:
     def _flat_g(self) -> np.ndarray:
         """g(c) = E_{a~π̃}[A^π(c, a)] under the frozen reward r of the student."""
         return flow.contract(self._step._diff, self._q_v[0])
+
+    @property
+    def candidate_expected_length(self) -> Any:
+        """Mean number of tokens of the candidate, EOS counted."""
+        return self._step.expected_length_target
 
     @cached_property
     def candidate_eta(self) -> Any:
