@@ -254,9 +254,7 @@ def summarise(curve: list[dict[str, float]], config: Mapping[str, Any]) -> dict[
         "tv_first": first["tv"],
         "tv_last": last["tv"],
         "tv_factor_per_step": (last["tv"] / first["tv"]) ** (1 / steps) if first["tv"] > 0 else 0.0,
-        "tv_factor_largest": max(
-            b["tv"] / a["tv"] for a, b in pairwise(curve) if a["tv"] > 0
-        ),
+        "tv_factor_largest": max(b["tv"] / a["tv"] for a, b in pairwise(curve) if a["tv"] > 0),
         "state_law": 1 - alpha,
         "token_law": 1 - alpha ** config["evaluation_tokens"],
         "gradient_norm_mean": float(np.mean([c["gradient_norm"] for c in curve[:-1]])),

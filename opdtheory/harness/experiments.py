@@ -47,3 +47,16 @@ def gradients(run: Run) -> dict[str, Any]:
     from .gradients import gradients
 
     return gradients(run)
+
+
+@experiment(
+    "improve",
+    summary="policy optimisation from a mismatched rollout engine: every bound and certificate beside the real improvement",
+    needs=NEEDS,
+    defaults=settings.IMPROVE,
+)
+def improve(run: Run) -> dict[str, Any]:
+    """See :mod:`opdtheory.harness.improve`."""
+    from .improve import improve
+
+    return improve(run)

@@ -73,6 +73,7 @@ def _library() -> ctypes.CDLL:
             "llama_model_n_ctx_train": (integer, [pointer]),
             "llama_get_memory": (pointer, [pointer]),
             "llama_memory_clear": (None, [pointer, ctypes.c_bool]),
+            "llama_memory_seq_rm": (ctypes.c_bool, [pointer, integer, integer, integer]),
             "llama_batch_get_one": (_Batch, [pointer, integer]),
             "llama_decode": (integer, [pointer, _Batch]),
             "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [pointer, integer]),
@@ -128,6 +129,8 @@ class LlamaCppEngine:
         self.eos = int(lib.llama_vocab_eos(vocabulary))
         self.context = context
         self.name = "llama.cpp decode"
+        self._prompt: list[int] = []
+        self._prompt_logits = torch.empty(0)
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
@@ -156,8 +159,14 @@ class LlamaCppEngine:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens with {new_tokens} new ones exceeds the context {self.context}"
             )
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
-        return self._feed(prompt)
+        memory = self._lib.llama_get_memory(self._context)
+        # a repeated prompt keeps its cached keys and values: only what followed it is removed
+        if prompt == self._prompt and self._lib.llama_memory_seq_rm(memory, 0, len(prompt), -1):
+            return self._prompt_logits.clone()
+        self._lib.llama_memory_clear(memory, True)
+        self._prompt, self._prompt_logits = [], self._feed(prompt)
+        self._prompt = list(prompt)
+        return self._prompt_logits.clone()
 
     def generate(self, prompts: Ids, sampler: Sampler, samples: int = 1) -> Rollouts:
         """``samples`` responses to each prompt (rows of one prompt are adjacent)."""

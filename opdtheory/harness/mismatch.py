@@ -39,7 +39,7 @@ def mismatch(run: Run) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"scenarios: unknown {unknown}; expected some of {list(SCENARIOS)}")
     sampler = Sampler(config["temperature"], config["top_p"], 0, config["max_tokens"], config["seed"])
-    engines = _Engines(config["student"], config["max_tokens"])
+    engines = Engines(config["student"], config["max_tokens"])
     results, skipped = {}, {}
     for name in run.track(config["scenarios"], "mismatch"):
         reason = engines.unavailable(SCENARIOS[name][0])
@@ -55,7 +55,7 @@ def mismatch(run: Run) -> dict[str, Any]:
 
 
 def measure(
-    engines: _Engines,
+    engines: Engines,
     rollout_spec: Mapping[str, Any],
     train_spec: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -162,7 +162,7 @@ def _estimate(values: np.ndarray, exact: float) -> dict[str, float]:
     return {"mean": float(values.mean()), "standard_error": error, "exact": exact}
 
 
-class _Engines:
+class Engines:
     """Engines by their description, each model loaded once; the second engine only where it can run."""
 
     def __init__(self, spec: Mapping[str, Any], max_tokens: int) -> None:
@@ -196,6 +196,9 @@ class _Engines:
             if self.llama is None:
                 self.llama = llamacpp.LlamaCppEngine(self.spec.get("path"), context=self.max_tokens + 512)
             return self.llama
+        if description.get("kind", "torch") not in (None, "torch"):
+            raise ValueError(f"engine kind {description['kind']!r}: expected 'torch' or 'llamacpp'")
+        description = {k: v for k, v in description.items() if k != "kind" and v is not None}
         own = {k: v for k, v in description.items() if k in ("mode", "batch", "kv_bits")}
         return TorchEngine(self.language_model({k: v for k, v in description.items() if k not in own}), **own)
 

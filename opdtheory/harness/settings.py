@@ -95,3 +95,24 @@ GRADIENTS: dict[str, Any] = {
     "chunk": 16,
 }
 """Gradient estimators: where the gradients live, how they are sketched, and what is compared."""
+
+IMPROVE: dict[str, Any] = {
+    "seed": 0,
+    "student": dict(SPEC),
+    "rollout": {"kind": "llamacpp", "dtype": None, "mode": "decode", "batch": 8, "kv_bits": None, "weight_bits": None},
+    "task": "number",
+    "methods": ["none", "ppo", "dppo_binary_tv", "trm", "cispo"],
+    "prompts": 16,
+    "evaluation_prompts": 32,
+    "group": 4,
+    "max_tokens": 8,
+    "epochs": 2,
+    "minibatches": 4,
+    "learning_rate": 1e-5,
+    "max_norm": 1.0,
+    "train": "last:4",
+    "topk": 20,
+    "batch": 8,
+    "chunk": 8,
+}
+"""One round of policy optimisation with rollouts of another engine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,12 @@ def arithmetic(count: int, seed: int, top: int = 9) -> Task:
     )
 
 
+def number(count: int, seed: int) -> Task:
+    """The same sums, a pure format check: 1 if the answer contains a digit, else 0."""
+    task = arithmetic(count, seed)
+    return replace(task, name="number", score=lambda text, _: float(any(c.isdigit() for c in text)))
+
+
 def one_sentence(count: int, seed: int) -> Task:
     """General requests: 1 if the answer is one sentence ending in a full stop, else 0."""
     order = np.random.default_rng(seed).permutation(max(count, len(GENERAL))) % len(GENERAL)
@@ -66,7 +72,11 @@ def one_sentence(count: int, seed: int) -> Task:
     )
 
 
-TASKS: dict[str, Callable[[int, int], Task]] = {"arithmetic": arithmetic, "one_sentence": one_sentence}
+TASKS: dict[str, Callable[[int, int], Task]] = {
+    "arithmetic": arithmetic,
+    "number": number,
+    "one_sentence": one_sentence,
+}
 
 
 def make_task(name: str, count: int, seed: int) -> Task:
