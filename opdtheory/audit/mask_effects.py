@@ -1,0 +1,116 @@
+"""What every mask of the field would remove from this batch.
+
+Masks come from ``opdtheory.masks``; those that need advantages, a teacher or full-vocabulary divergences appear
+only where these were recorded.  A sequence counts as kept when at least one of its tokens is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from opdtheory import masks
+from opdtheory.audit.batch import Batch
+from opdtheory.audit.sampled import Drawn
+
+DEFAULT_SUM_K3 = 0.05
+OPSM_DELTAS = (0.5, 1e-4)
+
+
+@dataclass
+class MaskCount:
+    """Tokens and sequences a mask keeps, and how much of Σk3 and of the length it keeps."""
+
+    parameters: dict[str, float]
+    tokens_kept: int = 0
+    sequences_kept: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    k3_kept: float = 0.0
+    k3: float = 0.0
+
+    def merge(self, other: MaskCount) -> None:
+        for name in ("tokens_kept", "sequences_kept", "tokens", "sequences", "k3_kept", "k3"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def keep_masks(
+    batch: Batch, drawn: Drawn | None, teacher: Drawn | None, exact: Mapping[str, np.ndarray], sum_k3: float = DEFAULT_SUM_K3
+) -> dict[str, tuple[dict[str, float], np.ndarray]]:
+    """Name → (parameters, kept tokens (N,)).
+
+    ``exact`` holds full-vocabulary (N,) divergences ``tv``, ``kl_rollout_train``, ``topk_tv``, ``topk_kl`` where known.
+    Unusable tokens have ratio 1 here and are kept.
+    """
+    out: dict[str, tuple[dict[str, float], np.ndarray]] = {}
+    response = batch.response_mask
+    if drawn is not None:
+        mu = batch.padded(np.where(drawn.usable, drawn.behaviour, 0.0))
+        pi = batch.padded(np.where(drawn.usable, drawn.policy, 0.0))
+
+        def tokens(name: str, table: np.ndarray, **parameters: float) -> None:
+            out[name] = (parameters, table[response])
+
+        def sequences(name: str, accepted: np.ndarray, **parameters: float) -> None:
+            out[name] = (parameters, np.repeat(accepted, batch.lengths))
+
+        tokens("icepop", masks.icepop(pi, mu, response), low=0.5, high=5.0)
+        for cap in (2.0, 3.0, 5.0):
+            kept = masks.truncated_ratio(pi, mu, response, cap=cap) < cap
+            tokens(f"truncation_cap_{cap:g}", kept & response, cap=cap)
+        sequences("trm_max", masks.trm(pi, mu, response, delta_max=0.05), delta_max=0.05)
+        sequences("trm_avg", masks.trm(pi, mu, response, delta_avg=1e-3), delta_avg=1e-3)
+        both = masks.trm(pi, mu, response, delta_max=0.05, delta_avg=1e-3)
+        sequences("trm_both", both, delta_max=0.05, delta_avg=1e-3)
+        sequences("sum_k3", masks.sum_k3(pi, mu, response, delta=sum_k3), delta=sum_k3)
+        if "kl_rollout_train" in exact:
+            kl = batch.padded(exact["kl_rollout_train"])
+            sequences("trm_exact_max", masks.trm_from_divergence(kl, response, delta_max=0.05), delta_max=0.05)
+            sequences("trm_exact_avg", masks.trm_from_divergence(kl, response, delta_avg=1e-3), delta_avg=1e-3)
+        if "advantages" in batch.columns:
+            _with_advantages(batch, drawn, exact, mu, pi, response, tokens)
+    if teacher is not None:
+        student = batch.padded(np.where(teacher.usable, teacher.behaviour, 0.0))
+        other = batch.padded(np.where(teacher.usable, teacher.policy, 0.0))
+        kept = masks.tropd_outlier(student, other, response, tau=-1.0)
+        out["tropd_outlier"] = ({"tau": -1.0}, kept[response])
+    return out
+
+
+def _with_advantages(batch: Batch, drawn: Drawn, exact: Mapping[str, np.ndarray], mu, pi, response, tokens) -> None:  # type: ignore[no-untyped-def]
+    advantages = batch.padded(np.nan_to_num(batch.columns["advantages"]))
+    old = batch.columns.get("old_log_probs")
+    for name, method in masks.METHODS.items():
+        if method.mask == "none" or name.endswith("_scaling") and method.divergence is None:
+            continue
+        anchor = None
+        if method.anchor == "old":
+            if old is None or not np.isfinite(old).all() or drawn.names[1] != "log_probs":
+                continue
+            anchor = batch.padded(old)
+        divergence = None
+        if method.divergence not in (None, "binary_tv", "binary_kl"):
+            if method.divergence not in exact:
+                continue
+            divergence = batch.padded(exact[method.divergence])
+        kept = masks.method_mask(method, pi, mu, advantages, response, old_log_probs=anchor, divergence=divergence)
+        tokens(name, kept, **method.parameters)
+    for name, delta in (("tv", 0.15), ("kl_rollout_train", 0.05)):
+        if name in exact:
+            table = masks.dppo(pi, mu, advantages, batch.padded(exact[name]), response, delta=delta)
+            tokens(f"dppo_exact_{name.split('_')[0]}", table, delta=delta)
+    tokens("negative_drop", masks.negative_drop(pi, mu, advantages, response), delta=0.5)
+    for delta in OPSM_DELTAS:
+        tokens(f"opsm_{delta:g}", masks.opsm(pi, mu, advantages, response, delta=delta), delta=delta)
+
+
+def count(batch: Batch, kept: np.ndarray, parameters: dict[str, float], k3: np.ndarray | None) -> MaskCount:
+    """The counts of one mask on one batch."""
+    any_kept = batch.sums(kept.astype(float)) > 0
+    k3 = np.zeros(len(kept)) if k3 is None else np.where(np.isfinite(k3), k3, 0.0)
+    return MaskCount(
+        dict(parameters), int(kept.sum()), int(any_kept.sum()), len(kept), int((batch.lengths > 0).sum()),
+        float(k3[kept].sum()), float(k3.sum()),
+    )  # fmt: skip

@@ -1,0 +1,216 @@
+"""Everything the audit remembers of the data it has streamed: one mergeable object per unit, step or run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from opdtheory.audit import compat, full, mask_effects, rollout_corr, sampled
+from opdtheory.audit.batch import Batch
+from opdtheory.audit.checks import Checks
+from opdtheory.audit.mask_effects import MaskCount
+from opdtheory.audit.sampled import Drawn
+from opdtheory.audit.settings import Settings
+from opdtheory.audit.states import Groups, Profile, Series, Top, Vocabulary
+
+HEAT_SEQUENCES = 24
+HEAT_TOKENS = 512
+TOP_TOKENS = 40
+
+
+@dataclass
+class State:
+    """Series per token and per sequence, sums per prompt, profile by position, the worst tokens, masks, findings."""
+
+    sequence_count: int = 0
+    token_count: int = 0
+    dropped: int = 0
+    longest: int = 0
+    tokens: dict[str, Series] = field(default_factory=dict)
+    sequences: dict[str, Series] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
+    profile: Profile = field(default_factory=Profile)
+    worst: Top = field(default_factory=lambda: Top(TOP_TOKENS))
+    heat: Top = field(default_factory=lambda: Top(HEAT_SEQUENCES))
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    masks: dict[str, MaskCount] = field(default_factory=dict)
+    checks: Checks = field(default_factory=Checks)
+    sources: dict[str, str] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def add_tokens(self, columns: Mapping[str, np.ndarray]) -> None:
+        _add(self.tokens, columns)
+
+    def add_sequences(self, columns: Mapping[str, np.ndarray]) -> None:
+        _add(self.sequences, columns)
+
+    def merge(self, other: State) -> State:
+        """Add another state to this one, in place; returns self."""
+        self.sequence_count += other.sequence_count
+        self.token_count += other.token_count
+        self.dropped += other.dropped
+        self.longest = max(self.longest, other.longest)
+        for mine, theirs in ((self.tokens, other.tokens), (self.sequences, other.sequences)):
+            for name, series in theirs.items():
+                mine.setdefault(name, Series()).merge(series)
+        for part in ("groups", "profile", "worst", "heat", "vocabulary", "checks"):
+            getattr(self, part).merge(getattr(other, part))
+        for name, count in other.masks.items():
+            self.masks.setdefault(name, MaskCount(count.parameters)).merge(count)
+        self.sources |= {k: v for k, v in other.sources.items() if k not in self.sources}
+        self.texts |= {k: v for k, v in other.texts.items() if k not in self.texts}
+        return self
+
+    def update(self, batch: Batch, settings: Settings) -> State:
+        """Add a batch, in place; returns self."""
+        self.sequence_count += batch.size
+        self.token_count += len(batch.tokens)
+        self.longest = max(self.longest, int(batch.lengths.max(initial=0)))
+        self.dropped += 0 if batch.dropped is None else int(batch.dropped.sum())
+        exact, columns = full.measure(batch, settings)
+        rollout_name, train_name = sampled.choose(columns)
+        batch = _with_columns(batch, columns)
+        drawn = sampled.pair(batch, rollout_name, train_name)
+        student_name = rollout_name or train_name
+        teacher = sampled.pair(batch, student_name, "teacher_log_probs")
+        per_group: dict[str, np.ndarray] = {"sequences": np.ones(batch.size), "tokens": batch.lengths.astype(float)}
+        self.sources |= {"rollout": str(rollout_name), "train": str(train_name), "student": str(student_name)}
+
+        tokens = dict(exact)
+        for name, values in (("entropy_recorded", batch.columns.get("entropy")), ("advantages", batch.columns.get("advantages"))):
+            if values is not None:
+                tokens[name] = values
+        for name in ("log_probs", "old_log_probs", "rollout_log_probs", "teacher_log_probs", "ref_log_probs"):
+            if name in columns:
+                tokens[name] = np.where(np.isfinite(columns[name]), columns[name], np.nan)
+        if drawn is not None:
+            tokens |= sampled.token_statistics(drawn)
+            sequences = sampled.sequence_statistics(batch, drawn, settings)
+            self.add_sequences({n: v[drawn.complete] for n, v in sequences.items()})
+            per_group |= _sequence_sums(batch, drawn, sequences, settings)
+            rollout_corr.accumulate(self, batch, drawn, settings.is_threshold, "verl-sequence-is" in settings.compat)
+            self.add_tokens(compat.token_series(drawn, settings.compat))
+        if teacher is not None:
+            tokens |= sampled.teacher_statistics(teacher, settings.alpha)
+        if batch.rewards is not None:
+            seen = ~np.isnan(batch.rewards)
+            self.add_sequences({"reward": batch.rewards[seen]})
+            per_group |= {"reward": np.where(seen, batch.rewards, 0.0), "rewarded": seen.astype(float)}
+        self.add_sequences({"length": batch.lengths.astype(float)})
+        self._add_token_columns(batch, tokens, per_group)
+        self._add_masks(batch, drawn, teacher, tokens, per_group, settings)
+        self.groups.add(batch.group, per_group)
+        self.checks.inspect(batch, drawn)
+        self._remember(batch, drawn, tokens)
+        return self
+
+    def _add_token_columns(self, batch: Batch, tokens: Mapping[str, np.ndarray], per_group: dict[str, np.ndarray]) -> None:
+        profile = {}
+        for name, values in tokens.items():
+            seen = ~np.isnan(values)
+            self.add_tokens({name: values[seen]})
+            filled = np.where(seen, values, 0.0)
+            per_group[f"t:{name}"] = batch.sums(filled)
+            per_group[f"n:{name}"] = batch.sums(seen.astype(float))
+            if name in PROFILED:
+                profile[name] = np.where(np.isfinite(filled), filled, 0.0)
+        self.profile.add(batch.positions, profile)
+        for name in SUMMED:
+            if name in tokens:
+                whole = (batch.lengths > 0) & (batch.sums(np.isnan(tokens[name]).astype(float)) == 0)
+                sums = batch.sums(np.nan_to_num(tokens[name], nan=0.0, posinf=np.inf, neginf=-np.inf))
+                self.add_sequences({f"sum:{name}": sums[whole]})
+
+    def _add_masks(self, batch, drawn, teacher, tokens, per_group, settings) -> None:  # type: ignore[no-untyped-def]
+        for name, (parameters, kept) in mask_effects.keep_masks(batch, drawn, teacher, tokens, settings.k3_mask).items():
+            count = mask_effects.count(batch, kept, parameters, tokens.get("k3"))
+            self.masks.setdefault(name, MaskCount(dict(parameters))).merge(count)
+            per_group[f"kept:{name}"] = batch.sums(kept.astype(float))
+
+    def _remember(self, batch: Batch, drawn: Drawn | None, tokens: Mapping[str, np.ndarray]) -> None:
+        """Keep the worst tokens, the rows of the heat map, and the divergence per vocabulary item."""
+        name = next((n for n in CARRIERS if n in tokens), None)
+        if name is None or not len(batch.tokens):
+            return
+        values = np.nan_to_num(tokens[name], nan=0.0, posinf=np.inf)
+        known = batch.tokens >= 0
+        finite = np.where(np.isfinite(values), values, 0.0)
+        self.vocabulary.add(batch.tokens[known], finite[known])
+        floor = self.worst.floor()
+        best = np.argsort(-values, kind="stable")[: self.worst.limit]
+        self.worst.add(
+            (float(values[i]), f"{batch.source}: {batch.place(int(i))}", _token_entry(batch, drawn, int(i)))
+            for i in best if values[i] > max(floor, 0.0)
+        )  # fmt: skip
+        if batch.texts is not None:
+            for token, text in zip(batch.tokens.tolist(), batch.texts, strict=True):
+                if text and len(self.texts) < 200_000:
+                    self.texts.setdefault(token, text)
+        means = batch.sums(finite) / np.maximum(batch.lengths, 1)
+        order = np.argsort(-means, kind="stable")[: self.heat.limit]
+        rows = []
+        for i in order:
+            a, b = int(batch.offsets[i]), int(min(batch.offsets[i + 1], batch.offsets[i] + HEAT_TOKENS))
+            if means[i] > self.heat.floor() and b > a:
+                row = {"values": np.round(finite[a:b], 9).tolist(), "tokens": batch.tokens[a:b].tolist(), "metric": name}
+                if drawn is not None:
+                    row["log_ratio"] = np.round(np.clip(drawn.ell[a:b], -1e3, 1e3), 6).tolist()
+                rows.append((float(means[i]), f"{batch.source}: {batch.ids[i]}", row))
+        self.heat.add(rows)
+
+
+PROFILED = ("abs_log_ratio", "log_ratio", "k3", "kl_rollout_train", "tv", "kl_student_teacher", "k3_student_teacher", "ratio")
+SUMMED = (
+    "kl_rollout_train", "kl_train_rollout", "tv", "chi2_train_rollout", "jsd", "hellinger2", "kl_student_teacher",
+    "kl_teacher_student", "tv_student_teacher", "opd_reward", "topd_reward", "k1_student_teacher", "k3_student_teacher",
+    "topk_kl", "topk_tv", "topk_kl_student_teacher",
+)  # fmt: skip
+CARRIERS = ("kl_rollout_train", "topk_kl", "k3", "kl_student_teacher", "topk_kl_student_teacher", "k3_student_teacher")
+
+
+def _add(target: dict[str, Series], columns: Mapping[str, np.ndarray]) -> None:
+    for name, values in columns.items():
+        target.setdefault(name, Series()).add(np.asarray(values, dtype=np.float64))
+
+
+def _with_columns(batch: Batch, columns: Mapping[str, np.ndarray]) -> Batch:
+    from dataclasses import replace
+
+    return replace(batch, columns=columns)
+
+
+def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict:
+    entry = {"token": int(batch.tokens[i]), "position": int(batch.positions[i])}
+    if drawn is not None:
+        entry |= {"rollout_log_prob": float(drawn.behaviour[i]), "train_log_prob": float(drawn.policy[i])}
+    if batch.texts is not None:
+        entry["text"] = batch.texts[i]
+    return entry
+
+
+def _sequence_sums(batch: Batch, drawn: Drawn, sequences: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Bounded per-sequence quantities of the certificates, with rewards scaled to [0, 1]; 0 where incomplete."""
+    log_w, ok = sequences["seq_log_w"], drawn.complete
+    out = {
+        "complete": ok.astype(float),
+        "cert:tv_seq": np.where(ok, np.maximum(0.0, -np.expm1(log_w)), 0.0),
+        "cert:w_clipped": np.where(ok, sequences["seq_w_clipped"], 0.0),
+    }
+    if settings.reward_range is None or batch.rewards is None:
+        return out
+    low, high = settings.reward_range
+    ok = ok & ~np.isnan(batch.rewards)
+    reward = np.where(ok, (np.nan_to_num(batch.rewards) - low) / (high - low), 0.0)
+    log_w = np.where(ok, log_w, 0.0)
+    inside = (np.where(ok, sequences["seq_sum_k3"], 0.0) <= settings.k3_mask) & (np.abs(log_w) <= 1.0)
+    return out | {
+        "certified": ok.astype(float),
+        "cert:outside": (ok & ((reward < 0) | (reward > 1))).astype(float),
+        "cert:reward": reward,
+        "cert:truncated": np.where(ok, np.minimum(np.exp(np.minimum(log_w, 50.0)), settings.ratio_cap) * reward, 0.0),
+        "cert:improvement": np.where(ok, (np.minimum(np.exp(np.minimum(log_w, 50.0)), settings.ratio_cap) - 1) * reward, 0.0),
+        "cert:log_w": np.where(ok, reward * np.clip(log_w, -1.0, 1.0), 0.0),
+        "cert:masked": np.where(ok, np.where(inside, reward * np.clip(log_w, -1.0, 1.0), -reward), 0.0),
+    }
