@@ -38,8 +38,8 @@ def exact(value: Any) -> flint.fmpq:
     >>> exact("2/6")
     1/3
     """
-    if isinstance(value, flint.fmpq):
-        return value
+    if isinstance(value, flint.fmpq) or type(value).__module__.startswith("sympy.polys"):
+        return value  # elements of a field of rational functions are exact as they are
     if isinstance(value, flint.fmpz):
         return flint.fmpq(value)
     fraction = Fraction(value) if not isinstance(value, np.generic) else Fraction(value.item())

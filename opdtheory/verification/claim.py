@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -129,5 +130,6 @@ class Claim:
         bare = {"proof": None, "proofs": (), "lemmas": (), "checks": (), "mutants": (), "unassumed": None}
         changes = dict(changes)
         factor = changes.pop("factor", None)
-        out = replace(self, id=f"{self.id}~{name}", **(bare | changes))
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+        out = replace(self, id=f"{self.id}~{slug}", **(bare | changes))
         return out if factor is None else out.scaled(factor)
