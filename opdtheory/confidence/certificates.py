@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from opdtheory.confidence.intervals import METHODS, Side, group_means, interval
-from opdtheory.elementary import exp, log, maximum, minimum
+from opdtheory.elementary import exp, expm1, log, maximum, minimum
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Certificate:
 
 def tv_values(log_w: Any) -> Any:
     """(1 − W)₊, whose mean under μ is the TV of the two laws of whole responses; in [0, 1]."""
-    return 1 - exp(minimum(log_w, 0))
+    return -expm1(minimum(log_w, 0))
 
 
 def truncated_values(log_w: Any, gain: Any, cap: Any) -> Any:
