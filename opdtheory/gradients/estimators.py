@@ -62,6 +62,20 @@ class Estimator:
         if self.alpha is not None and not np.all((self.alpha > 0) & (self.alpha <= 1)):
             raise ValueError(f"alpha: got {self.alpha!r}, expected a number in (0, 1]")
 
+    @property
+    def unbiased(self) -> bool:
+        """True if its mean is ∇η for every student and teacher (*Theory of On-Policy Distillation*, Thm
+        1).
+        """
+        return self.lam == 1 and self.alpha in (None, 1) and self.form != "topd_return"
+
+    @property
+    def unbiased(self) -> bool:
+        """True if its mean is ∇η for every student and teacher (*Theory of On-Policy Distillation*, Thm
+        1).
+        """
+        return self.lam == 1 and self.alpha in (None, 1) and self.form != "topd_return"
+
 
 ESTIMATORS: Mapping[str, Estimator] = {
     "i": Estimator("total"),
@@ -85,7 +99,8 @@ def token_rewards(student: np.ndarray, teacher: np.ndarray, alpha: Any = None) -
     one: Any = exact(1) if is_exact(student) else 1.0
     ratio = np.where(drawn, teacher / np.where(drawn, student, one), one)
     if alpha is not None:
-        a = parameter("alpha", alpha, student)
+        # an array is one weight per instance of the batch, the last axis of the inner layout
+        a = alpha if isinstance(alpha, np.ndarray) else parameter("alpha", alpha, student)
         return log(a * ratio + (1 - a))
     uncovered = ratio == 0
     if np.any(uncovered):
