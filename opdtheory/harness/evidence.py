@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import calculator, divergences, masks
+from .. import calculator, confidence, divergences, masks
 
 MAXIMA = ("tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max")
 
@@ -30,13 +30,19 @@ def clustered(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
     return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(labels)))
 
 
+def accepted(arrays: Mapping[str, np.ndarray], threshold: float) -> np.ndarray:
+    """1.0 for responses (B,) whose every visited context has KL(μ‖π) up to ``threshold``: the mask of the masked bounds."""
+    kept = masks.trm_from_divergence(arrays["kl"], arrays["mask"], delta_max=threshold)
+    return np.asarray(kept, dtype=float)
+
+
 def sequence_terms(
-    arrays: Mapping[str, np.ndarray], rewards: np.ndarray, group: np.ndarray
+    arrays: Mapping[str, np.ndarray], rewards: np.ndarray, group: np.ndarray, kept: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Per-sequence terms (B,) whose expectations under the rollout policy are the calculator's quantities.
 
     ``arrays``: ``mask``, ``log_mu``, ``log_pi`` and the exact per-context ``tv``, ``kl`` (μ‖π), ``reverse_kl``, ``chi2``
-    (π‖μ), all (B, T). The surrogate is centred by the mean reward of the *other* prompts, which leaves it unbiased.
+    (π‖μ), all (B, T); ``kept`` (B,) is the mask of the masked bound. The surrogate is centred by the mean reward of the *other* prompts, which leaves it unbiased.
     """
     mask = arrays["mask"].astype(bool)
     log_ratio = np.where(mask, arrays["log_pi"] - arrays["log_mu"], 0.0)
@@ -44,7 +50,6 @@ def sequence_terms(
     drift = np.expm1(log_ratio).sum(1)
     k3 = divergences.k3_from_log_ratio(log_ratio).sum(1)
     before = np.exp(np.cumsum(log_ratio, 1) - log_ratio)
-    kept = masks.trm_from_divergence(arrays["kl"], mask, delta_max=0.05).astype(float)
     return {
         "reward": rewards,
         "kl_seq": np.where(mask, arrays["kl"], 0.0).sum(1),
@@ -73,13 +78,22 @@ def others_mean(rewards: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def evidence(
-    arrays: Mapping[str, np.ndarray], rewards: np.ndarray, group: np.ndarray, horizon: int
+    arrays: Mapping[str, np.ndarray],
+    rewards: np.ndarray,
+    group: np.ndarray,
+    horizon: int,
+    kl_threshold: float = 0.05,
 ) -> dict[str, Any]:
-    """Quantities with standard errors, and every bound that follows, for rewards in [0, 1]."""
+    """Quantities with standard errors, every bound that follows, and certificates at 95 %, for rewards in [0, 1].
+
+    ``group`` (B,) names the prompts, which are the independent units; ``kl_threshold`` defines the mask of the
+    masked bounds.
+    """
     mask = arrays["mask"].astype(bool)
-    means = {
-        name: clustered(values, group) for name, values in sequence_terms(arrays, rewards, group).items()
-    }
+    kept = accepted(arrays, kl_threshold)
+    terms = sequence_terms(arrays, rewards, group, kept)
+    means = {name: clustered(values, group) for name, values in terms.items()}
+    log_w = np.where(mask, arrays["log_pi"] - arrays["log_mu"], 0.0).sum(1)
     maxima = {
         "tv_max": arrays["tv"][mask].max(),
         "kl_max": arrays["kl"][mask].max(),
@@ -111,4 +125,11 @@ def evidence(
             for b in report["bounds"]
             if b["target"] in ("surrogate_error", "improvement", "improvement_lower", "improvement_upper")
         ],
+        "certificates": [
+            c.to_dict()
+            for method in ("betting", "empirical_bernstein", "hoeffding")
+            for c in confidence.certify(log_w, rewards, groups=group, method=method, mask=kept)
+        ]
+        if len(np.unique(group)) > 1
+        else [],
     }

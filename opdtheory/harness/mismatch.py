@@ -18,6 +18,7 @@ from ..experiments import Run
 from . import llamacpp, models, tasks
 from .compare import compare
 from .engines import Engine, TorchEngine
+from .evidence import evidence
 from .rollouts import Rollouts, Sampler, export
 from .settings import SCENARIOS
 
@@ -120,6 +121,20 @@ def conclude(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "metrics": metrics,
         "estimators": estimators,
         "masks": mask_rates(arrays, log_ratio, mask),
+        "evidence": evidence(
+            {
+                "mask": mask,
+                "log_mu": arrays["raw_log_probs"],
+                "log_pi": arrays["log_probs"],
+                "tv": arrays["tv"],
+                "kl": arrays["kl_rollout_train"],
+                "reverse_kl": arrays["kl_train_rollout"],
+                "chi2": arrays["chi2_train_rollout"],
+            },
+            arrays["rewards"],
+            arrays["prompt_id"],
+            json.loads(str(arrays["settings"]))["max_tokens"],
+        ),
     }
 
 
@@ -232,6 +247,16 @@ def _report(results: Mapping[str, Any], skipped: Mapping[str, str]) -> dict[str,
         for name, r in results.items()
         for which, k in r["masks"].items()
     ]
+    bounds = [
+        [name, b["id"], b["target"], b["value"], b["vacuous"], b["kind"]]
+        for name, r in results.items()
+        for b in r["evidence"]["bounds"]
+    ]
+    certificates = [
+        [name, c["name"], c["quantity"], c["method"], c["lower"], c["upper"], c["estimate"]]
+        for name, r in results.items()
+        for c in r["evidence"]["certificates"]
+    ]
     return {
         "title": "Rollout engine against training forward",
         "paragraphs": [
@@ -260,6 +285,16 @@ def _report(results: Mapping[str, Any], skipped: Mapping[str, str]) -> dict[str,
                     "whole sequences",
                 ],
                 "rows": kept,
+            },
+            {
+                "caption": "Bounds on the surrogate error or the change of the reward (1 where a response ended by itself)",
+                "columns": ["rollout vs train", "bound", "bounds", "value", "vacuous", "kind"],
+                "rows": bounds,
+            },
+            {
+                "caption": "Certificates at 95 % each",
+                "columns": ["rollout vs train", "certificate", "of", "by", "lower", "upper", "estimate"],
+                "rows": certificates,
             },
         ],
         "figures": [

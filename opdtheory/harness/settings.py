@@ -99,7 +99,14 @@ GRADIENTS: dict[str, Any] = {
 IMPROVE: dict[str, Any] = {
     "seed": 0,
     "student": dict(SPEC),
-    "rollout": {"kind": "llamacpp", "dtype": None, "mode": "decode", "batch": 8, "kv_bits": None, "weight_bits": None},
+    "rollout": {
+        "kind": "llamacpp",
+        "dtype": None,
+        "mode": "decode",
+        "batch": 8,
+        "kv_bits": None,
+        "weight_bits": None,
+    },
     "task": "number",
     "methods": ["none", "ppo", "dppo_binary_tv", "trm", "cispo"],
     "prompts": 16,
