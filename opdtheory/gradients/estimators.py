@@ -69,13 +69,6 @@ class Estimator:
         """
         return self.lam == 1 and self.alpha in (None, 1) and self.form != "topd_return"
 
-    @property
-    def unbiased(self) -> bool:
-        """True if its mean is ∇η for every student and teacher (*Theory of On-Policy Distillation*, Thm
-        1).
-        """
-        return self.lam == 1 and self.alpha in (None, 1) and self.form != "topd_return"
-
 
 ESTIMATORS: Mapping[str, Estimator] = {
     "i": Estimator("total"),

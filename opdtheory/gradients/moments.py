@@ -36,11 +36,13 @@ class Moments:
     mean: np.ndarray
     second_moment: Any
     target: np.ndarray
+    unbiased: bool = False
 
     @cached_property
     def bias2(self) -> Any:
-        """‖E ĝ − ∇η‖²."""
-        return ((self.mean - self.target) ** 2).sum(axis=-1)
+        """‖E ĝ − ∇η‖², and 0 rather than its rounding error for an estimator proved unbiased."""
+        gap2 = ((self.mean - self.target) ** 2).sum(axis=-1)
+        return 0 * gap2 if self.unbiased else gap2
 
     @cached_property
     def variance(self) -> Any:
@@ -52,6 +54,20 @@ class Moments:
         if samples < 1:
             raise ValueError(f"samples: got {samples}, expected at least 1")
         return self.bias2 + self.variance / samples
+
+    def efficiency(self, samples: int = 1) -> Any:
+        """Progress of one ascent step with its best step size, relative to a step along the true
+        gradient, in [0, 1].
+
+        For a smooth objective a step a·ḡ gains a⟨∇η, E ĝ⟩ − ½a²·const·E‖ḡ‖², at best ∝ ⟨∇η, E ĝ⟩²/E‖ḡ‖² with
+        E‖ḡ‖² = ‖E ĝ‖² + variance/samples.  Unlike the squared error it does not depend on the scale of
+        an estimator. 0 if the mean points away from the gradient (no positive step then helps), 1 where
+        the gradient vanishes.
+        """
+        size = (self.mean**2).sum(axis=-1) + self.variance / samples
+        along = np.maximum((self.mean * self.target).sum(axis=-1), 0.0)
+        scale = size * (self.target**2).sum(axis=-1)
+        return np.where(scale > 0, along**2 / np.where(scale > 0, scale, 1.0), 1.0)[()]
 
 
 def crossover(biased: Moments, unbiased: Moments) -> Any:
@@ -67,8 +83,9 @@ def crossover(biased: Moments, unbiased: Moments) -> Any:
 
 
 def tabular_moments(student: Policy, teacher: Policy, estimator: Estimator | str) -> Moments:
-    """Moments for tabular softmax, over the logits in the order of the concatenated public levels; batches
-    allowed.
+    """Moments for tabular softmax, over the logits in the order of the concatenated public levels.
+
+    Policies may be batches.
     """
     e = lookup(estimator)
     student, teacher = aligned(student.tree, student, teacher)
@@ -84,7 +101,7 @@ def tabular_moments(student: Policy, teacher: Policy, estimator: Estimator | str
     def vector(flat: np.ndarray) -> np.ndarray:
         return np.moveaxis(parameters.order(flat), 0, -1).reshape(shape)
 
-    return Moments(vector(mean), student._out(per_context.sum(axis=0)), vector(target))
+    return Moments(vector(mean), student._out(per_context.sum(axis=0)), vector(target), e.unbiased)
 
 
 class Paths:
@@ -175,7 +192,8 @@ def enumerated_moments(
     parameters: Parameters, theta: np.ndarray, teacher: Policy, estimator: Estimator | str
 ) -> Moments:
     """Moments at ``theta`` for any parametrisation, by enumerating every sequence."""
-    law, gradients = sequence_gradients(parameters, theta, teacher, estimator)
+    e = lookup(estimator)
+    law, gradients = sequence_gradients(parameters, theta, teacher, e)
     student = policy_at(parameters, theta)
     target = parameters.pull(theta, flat_mean(student, teacher, lookup("ii")))
-    return Moments(law @ gradients, float(law @ (gradients**2).sum(axis=1)), target)
+    return Moments(law @ gradients, float(law @ (gradients**2).sum(axis=1)), target, e.unbiased)

@@ -116,7 +116,9 @@ class TabularLogits:
         return self.order(flat)
 
     def order(self, flat: np.ndarray) -> np.ndarray:
-        """Numbers over logits (actions, contexts[, batch]) in the order of the parameters, (size[, batch])."""
+        """Numbers over logits (actions, contexts[, batch]) in the order of the parameters, (size[,
+        batch]).
+        """
         out = np.empty((self.size, *flat.shape[2:]), dtype=flat.dtype)
         out[self._position] = flat
         return out

@@ -1,0 +1,87 @@
+"""The bias–variance experiment of distillation gradients, run by ``opdtheory run gradient-frontier``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from opdtheory.experiments import Run, experiment
+from opdtheory.gradients.frontier import contestants, frontier
+from opdtheory.tabular import TokenTree
+
+__all__ = ["gradient_frontier", "slope"]
+
+
+@experiment(
+    "gradient-frontier",
+    summary="exact bias, variance and error of distillation gradients; who wins at which sample size",
+    defaults={
+        "vocab": 2,
+        "horizons": [2, 4, 6, 8, 10, 12],
+        "kl_per_token": [0.001, 0.01, 0.1, 1.0],
+        "lambdas": [0.25, 0.5, 0.75, 0.9],
+        "samples": [1, 4, 16, 64, 256, 1024, 4096, 16384],
+        "instances": 60,
+        "concentration": 1.0,
+        "features": 4,
+        "feature_horizons": [2, 4, 6, 8],
+        "feature_instances": 20,
+        "seed": 0,
+    },
+)
+def gradient_frontier(run: Run) -> dict[str, Any]:
+    """Quartiles over random instances at every horizon and distance, tabular and with shared features.
+
+    ``crossover_slopes`` are the exponents fitted to the median sample size from which the
+    log-ratio-to-go beats the immediate reward, as a power of the distance and of the horizon.
+    """
+    c = run.config
+    common = {
+        "seed": c["seed"],
+        "samples": c["samples"],
+        "concentration": c["concentration"],
+        "estimators": contestants(c["lambdas"]),
+    }
+    cells = [
+        ("tabular", horizon, kl, c["instances"], None)
+        for horizon in c["horizons"]
+        for kl in c["kl_per_token"]
+    ] + [
+        ("features", horizon, kl, c["feature_instances"], c["features"])
+        for horizon in c["feature_horizons"]
+        for kl in c["kl_per_token"]
+    ]
+    table = []
+    for kind, horizon, kl, instances, features in run.track(cells, "frontier"):
+        tree = TokenTree(c["vocab"], horizon)
+        cell = run.part(
+            f"{kind}-T{horizon}-kl{kl:g}",
+            lambda tree=tree, kl=kl, n=instances, f=features: frontier(
+                tree, kl, instances=n, features=f, **common
+            ),
+        )
+        table.append({"parameters": kind, **cell})
+    return {"cells": table, "crossover_slopes": _slopes(table, c["horizons"], c["kl_per_token"])}
+
+
+def _slopes(cells: list[dict[str, Any]], horizons: list[int], distances: list[float]) -> dict[str, Any]:
+    def median(horizon: int, kl: float) -> float:
+        for cell in cells:
+            if (cell["parameters"], cell["horizon"], cell["kl_per_token"]) == ("tabular", horizon, kl):
+                return float(cell["estimators"]["to_go/lambda=0/none"]["crossover"]["ii"][1])
+        raise ValueError(f"no cell with horizon {horizon} and distance {kl}")
+
+    return {
+        "in_distance": {str(t): slope(distances, [median(t, kl) for kl in distances]) for t in horizons},
+        "in_horizon": {str(kl): slope(horizons, [median(t, kl) for t in horizons]) for kl in distances},
+    }
+
+
+def slope(x: list[float], y: list[float]) -> float | None:
+    """Least-squares exponent of y ∝ xᵏ over the points with finite positive y; None with fewer than two."""
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and 0 < b < np.inf]
+    if len(pairs) < 2:
+        return None
+    log_x, log_y = np.log(np.array(pairs)).T
+    return float(np.polyfit(log_x, log_y, 1)[0])
