@@ -28,7 +28,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed; overrides the config's.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments and what each needs.")] = False,
 ) -> None:
-    """Run a simulation or a real-model experiment; finished parts stay on disk and --resume goes on from there."""
+    """Run a simulation or a real-model experiment; finished parts stay on disk and --resume goes on from
+    there.
+    """
     if list_:
         _print_list()
         return

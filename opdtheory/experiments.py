@@ -1,9 +1,11 @@
-"""The registry behind ``opdtheory run``: named, configurable, resumable experiments that leave one JSON record each.
+"""The registry behind ``opdtheory run``: named, configurable, resumable experiments that leave one JSON
+record each.
 
-An experiment is a function ``f(run) -> dict`` decorated with :func:`experiment`. The :class:`Run` it receives holds the
-checked configuration, a progress display, and :meth:`Run.part`, which computes a piece of the result once: finished
-parts lie on disk, written atomically, and ``resume=True`` takes them from there. A part is only reused when the
-configuration is the same; anything else is refused, so that a record never mixes two settings.
+An experiment is a function ``f(run) -> dict`` decorated with :func:`experiment`. The :class:`Run` it receives
+holds the checked configuration, a progress display, and :meth:`Run.part`, which computes a piece of the
+result once: finished parts lie on disk, written atomically, and ``resume=True`` takes them from there. A part
+is only reused when the configuration is the same; anything else is refused, so that a record never mixes two
+settings.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-PROVIDERS = ("opdtheory.harness.experiments", "opdtheory.simulate.experiments")
-"""Modules that register experiments when imported; they import their heavy libraries inside the experiments."""
+PROVIDERS = (
+    "opdtheory.gradients.experiment",
+    "opdtheory.harness.experiments",
+    "opdtheory.simulate.experiments",
+)
+"""Modules that register experiments when imported; they import their heavy libraries inside the
+experiments.
+"""
 
 _REGISTRY: dict[str, Experiment] = {}
 
@@ -91,7 +98,8 @@ class Run:
 def experiment(
     name: str, *, summary: str, needs: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[[Run], dict[str, Any]]], Callable[[Run], dict[str, Any]]]:
-    """Register ``f(run) -> dict`` under ``name``; ``needs`` lists importable modules, ``defaults`` every setting it reads.
+    """Register ``f(run) -> dict`` under ``name``; ``needs`` lists importable modules, ``defaults`` every
+    setting it reads.
 
     Raises ValueError when the name is taken by another function.
     """
@@ -132,8 +140,8 @@ def merged(
 ) -> dict[str, Any]:
     """``defaults`` overridden by ``given``, nested mappings key by key.
 
-    Raises ValueError for a key the defaults do not have and for a mapping given as something else. A default that is an
-    empty mapping accepts any keys.
+    Raises ValueError for a key the defaults do not have and for a mapping given as something else. A default
+    that is an empty mapping accepts any keys.
 
     >>> merged({"seed": 0, "model": {"dtype": "float32"}}, {"model": {"dtype": "bfloat16"}})
     {'seed': 0, 'model': {'dtype': 'bfloat16'}}
@@ -162,8 +170,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run an experiment and return its record, also written to ``out/record.json``.
 
-    ``out`` defaults to ``runs/NAME``. Raises ValueError for an unknown experiment or key, for missing packages, and when
-    ``resume`` finds parts made with another configuration.
+    ``out`` defaults to ``runs/NAME``. Raises ValueError for an unknown experiment or key, for missing
+    packages, and when ``resume`` finds parts made with another configuration.
     """
     exp = get(name)
     absent = missing(exp)
@@ -216,9 +224,7 @@ def write_json(path: Path, value: Any) -> None:
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield partial
         partial.replace(path)

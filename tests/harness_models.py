@@ -9,7 +9,9 @@ import torch
 SPECIAL = ("<pad>", "<s>", "</s>")
 
 
-def make_tiny(folder: Path, *, seed: int = 0, layers: int = 3, extra_tokens: int = 0, context: int = 256) -> Path:
+def make_tiny(
+    folder: Path, *, seed: int = 0, layers: int = 3, extra_tokens: int = 0, context: int = 256
+) -> Path:
     """Write the model to ``folder``; byte b of a text is token b + 3."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -17,11 +19,15 @@ def make_tiny(folder: Path, *, seed: int = 0, layers: int = 3, extra_tokens: int
 
     logging.disable_progress_bar()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet, *(f"<x{i}>" for i in range(extra_tokens))])}
+    vocabulary = {
+        token: i for i, token in enumerate([*SPECIAL, *alphabet, *(f"<x{i}>" for i in range(extra_tokens))])
+    }
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}>{% endif %}"
     )

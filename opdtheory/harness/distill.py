@@ -1,4 +1,6 @@
-"""On-policy distillation of a real student, one curve for each method, with the exact per-token KL to the teacher."""
+"""On-policy distillation of a real student, one curve for each method, with the exact per-token KL to the
+teacher.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,9 @@ def _rollout(
     config: Mapping[str, Any],
     settings: Settings,
 ) -> tuple[Scored, np.ndarray]:
-    """A group of student responses to each prompt of this step, scored; guided methods start from teacher tokens."""
+    """A group of student responses to each prompt of this step, scored; guided methods start from teacher
+    tokens.
+    """
     count, group = config["prompts_per_step"], config["group"]
     picked = [(step * count + i) % len(task.student_prompts) for i in range(count)]
     ours = [task.student_prompts[i] for i in picked for _ in range(group)]
@@ -179,7 +183,9 @@ def _rollout(
 def evaluate(
     student: models.LanguageModel, teacher: models.LanguageModel, task: _Task, chunk: int
 ) -> dict[str, float]:
-    """Exact per-token divergences on the teacher's fixed responses, and the sequence TV estimated from them."""
+    """Exact per-token divergences on the teacher's fixed responses, and the sequence TV estimated from
+    them.
+    """
     ours, theirs, responses = task.evaluation
     s = score(
         student,
@@ -241,8 +247,8 @@ def load_checkpoint(
 def summarise(curve: list[dict[str, float]], config: Mapping[str, Any]) -> dict[str, float]:
     """Start, end and contraction of a curve beside the two laws for exact proximal steps of size α.
 
-    If every step reached α·teacher + (1−α)·student, TV would fall by (1−α) a step per state; sequences mixed token by
-    token contract at least by 1−α^T, T the length.
+    If every step reached α·teacher + (1−α)·student, TV would fall by (1−α) a step per state; sequences mixed
+    token by token contract at least by 1−α^T, T the length.
     """
     first, last, steps = curve[0], curve[-1], len(curve) - 1
     alpha = config["alpha"]

@@ -1,8 +1,10 @@
-"""Engines: things that sample rollouts and can say, position by position, what distribution they sampled from.
+"""Engines: things that sample rollouts and can say, position by position, what distribution they sampled
+from.
 
-Every engine has ``generate(prompts, sampler)`` and ``stream(prompts, responses)``; the latter replays given token ids
-and yields full logits chunk by chunk, in the engine's own way of computing (token by token with a KV cache, or all
-positions at once). Replaying what was generated therefore recovers the exact sampling distribution without storing it.
+Every engine has ``generate(prompts, sampler)`` and ``stream(prompts, responses)``; the latter replays given
+token ids and yields full logits chunk by chunk, in the engine's own way of computing (token by token with a
+KV cache, or all positions at once). Replaying what was generated therefore recovers the exact sampling
+distribution without storing it.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ class Engine(Protocol):
 class TorchEngine:
     """A transformers model run in torch.
 
-    ``mode`` is how ``stream`` computes: ``"decode"`` token by token with a KV cache, ``"prefill"`` all positions in one
-    pass. ``batch`` sequences are computed together, padded to one length; ``kv_bits`` rounds every cached key and value
-    (decode only). Rollouts are always decoded.
+    ``mode`` is how ``stream`` computes: ``"decode"`` token by token with a KV cache, ``"prefill"`` all
+    positions in one pass. ``batch`` sequences are computed together, padded to one length; ``kv_bits`` rounds
+    every cached key and value (decode only). Rollouts are always decoded.
     """
 
     model: LanguageModel
@@ -123,7 +125,9 @@ class TorchEngine:
 
 
 class _Decoder:
-    """A batch of sequences being decoded: ``logits`` (B, V) of the next token, ``step`` appends one token a row."""
+    """A batch of sequences being decoded: ``logits`` (B, V) of the next token, ``step`` appends one token a
+    row.
+    """
 
     def __init__(self, model: LanguageModel, prompts: Ids, kv_bits: int | None) -> None:
         from transformers import DynamicCache
@@ -161,7 +165,9 @@ class _Decoder:
 def paired(
     first: Engine, second: Engine, prompts: Ids, responses: Ids, chunk: int = 32
 ) -> Iterator[tuple[Sequence[int], int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Both engines' logits side by side: (row indices, start, stop, logits, logits, mask), never more than a chunk."""
+    """Both engines' logits side by side: (row indices, start, stop, logits, logits, mask), never more than a
+    chunk.
+    """
     if first.vocab != second.vocab:
         raise ValueError(
             f"vocabularies of different size: {first.name} {first.vocab}, {second.name} {second.vocab}"

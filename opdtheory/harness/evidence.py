@@ -1,8 +1,9 @@
-"""From two policies' measured divergences and a reward to everything the theory says about the step between them.
+"""From two policies' measured divergences and a reward to everything the theory says about the step between
+them.
 
-Expectations are sample means over the rollout policy's own responses, with standard errors over prompts; divergences at
-each visited context are exact. A maximum over all contexts cannot be known from visited ones, so bounds that need one
-are evaluated at the visited maximum and marked as lower values.
+Expectations are sample means over the rollout policy's own responses, with standard errors over prompts;
+divergences at each visited context are exact. A maximum over all contexts cannot be known from visited ones,
+so bounds that need one are evaluated at the visited maximum and marked as lower values.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def clustered(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
 
 
 def accepted(arrays: Mapping[str, np.ndarray], threshold: float) -> np.ndarray:
-    """1.0 for responses (B,) whose every visited context has KL(μ‖π) up to ``threshold``: the mask of the masked bounds."""
+    """1.0 for responses (B,) whose every visited context has KL(μ‖π) up to ``threshold``: the mask of the
+    masked bounds.
+    """
     kept = masks.trm_from_divergence(arrays["kl"], arrays["mask"], delta_max=threshold)
     return np.asarray(kept, dtype=float)
 
@@ -41,8 +44,9 @@ def sequence_terms(
 ) -> dict[str, np.ndarray]:
     """Per-sequence terms (B,) whose expectations under the rollout policy are the calculator's quantities.
 
-    ``arrays``: ``mask``, ``log_mu``, ``log_pi`` and the exact per-context ``tv``, ``kl`` (μ‖π), ``reverse_kl``, ``chi2``
-    (π‖μ), all (B, T); ``kept`` (B,) is the mask of the masked bound. The surrogate is centred by the mean reward of the *other* prompts, which leaves it unbiased.
+    ``arrays``: ``mask``, ``log_mu``, ``log_pi`` and the exact per-context ``tv``, ``kl`` (μ‖π),
+    ``reverse_kl``, ``chi2`` (π‖μ), all (B, T); ``kept`` (B,) is the mask of the masked bound. The surrogate
+    is centred by the mean reward of the *other* prompts, which leaves it unbiased.
     """
     mask = arrays["mask"].astype(bool)
     log_ratio = np.where(mask, arrays["log_pi"] - arrays["log_mu"], 0.0)
@@ -84,10 +88,11 @@ def evidence(
     horizon: int,
     kl_threshold: float = 0.05,
 ) -> dict[str, Any]:
-    """Quantities with standard errors, every bound that follows, and certificates at 95 %, for rewards in [0, 1].
+    """Quantities with standard errors, every bound that follows, and certificates at 95 %, for rewards in [0,
+    1].
 
-    ``group`` (B,) names the prompts, which are the independent units; ``kl_threshold`` defines the mask of the
-    masked bounds.
+    ``group`` (B,) names the prompts, which are the independent units; ``kl_threshold`` defines the mask of
+    the masked bounds.
     """
     mask = arrays["mask"].astype(bool)
     kept = accepted(arrays, kl_threshold)

@@ -1,7 +1,7 @@
 """Forward passes in which full logits exist for one chunk of positions at a time.
 
-``prompts`` and ``responses`` are lists of token-id lists; position ``t`` of a response is predicted from the prompt and
-the tokens before ``t``. Blocks of logits have shape (rows, positions, vocab).
+``prompts`` and ``responses`` are lists of token-id lists; position ``t`` of a response is predicted from the
+prompt and the tokens before ``t``. Blocks of logits have shape (rows, positions, vocab).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ Ids = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Block:
-    """Logits (rows, stop − start, vocab) of response positions start..stop−1, valid where ``mask`` is True."""
+    """Logits (rows, stop − start, vocab) of response positions start..stop−1, valid where ``mask`` is
+    True.
+    """
 
     start: int
     stop: int
@@ -44,7 +46,9 @@ def pad(rows: Ids, value: int = 0, *, left: bool = False) -> tuple[torch.Tensor,
 
 
 def hidden_states(model: LanguageModel, prompts: Ids, responses: Ids, *, left: bool = False) -> torch.Tensor:
-    """The hidden states (B, T, d) that predict each response token, by one padded forward pass; autograd flows."""
+    """The hidden states (B, T, d) that predict each response token, by one padded forward pass; autograd
+    flows.
+    """
     check_context(model, prompts, max((len(r) for r in responses), default=0))
     ids, mask = pad([[*p, *r] for p, r in zip(prompts, responses, strict=True)], left=left)
     positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
@@ -77,7 +81,8 @@ def logit_blocks(model: LanguageModel, states: torch.Tensor, responses: Ids, chu
 def token_log_probs(
     model: LanguageModel, states: torch.Tensor, tokens: torch.Tensor, *, chunk: int = 64
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log π of ``tokens`` (B, T) and the entropy (B, T) of each distribution, in nats; differentiable in the states.
+    """log π of ``tokens`` (B, T) and the entropy (B, T) of each distribution, in nats; differentiable in the
+    states.
 
     Each chunk is recomputed in the backward pass, so the logits of one chunk are all that ever exists.
     """

@@ -1,7 +1,8 @@
 """Bias and variance of on-policy distillation gradients on a real student.
 
-The score ∇log π(y_t) of every sampled token is computed once, in a chosen part of the parameters and sketched to a few
-hundred numbers; every advantage form is then a weighted sum of the same scores, compared on the same rollouts.
+The score ∇log π(y_t) of every sampled token is computed once, in a chosen part of the parameters and sketched
+to a few hundred numbers; every advantage form is then a weighted sum of the same scores, compared on the same
+rollouts.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from .rollouts import Sampler
 
 
 class Sketch:
-    """A fixed random linear map from a parameter space to ``size`` numbers that keeps inner products on average.
+    """A fixed random linear map from a parameter space to ``size`` numbers that keeps inner products on
+    average.
 
-    ``space``: ``last:N`` blocks or ``all`` parameters by signed hashing; ``lora:R`` first maps each weight gradient of
-    the last block to that of a rank-R adapter's B, with A random and fixed (B starts at 0).
+    ``space``: ``last:N`` blocks or ``all`` parameters by signed hashing; ``lora:R`` first maps each weight
+    gradient of the last block to that of a rank-R adapter's B, with A random and fixed (B starts at 0).
     """
 
     def __init__(self, model: LanguageModel, space: str, size: int, seed: int) -> None:

@@ -1,7 +1,8 @@
-"""One trust-region step on a real model from a mismatched rollout engine: what each theory promised, what happened.
+"""One trust-region step on a real model from a mismatched rollout engine: what each theory promised, what
+happened.
 
-μ is the rollout engine's policy, π the trainer's after the step. Promises are computed on responses of μ that the
-update never saw; what happened is measured on fresh responses of π itself.
+μ is the rollout engine's policy, π the trainer's after the step. Promises are computed on responses of μ that
+the update never saw; what happened is measured on fresh responses of π itself.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def _sample(
 def update(
     name: str, model: LanguageModel, engine: Engine, batch: Rollouts, config: Mapping[str, Any]
 ) -> list[dict[str, float]]:
-    """Take ``epochs`` × ``minibatches`` gradient steps on one batch of rollouts; what each step saw and kept."""
+    """Take ``epochs`` × ``minibatches`` gradient steps on one batch of rollouts; what each step saw and
+    kept.
+    """
     parameters = models.trainable(model, config["train"])
     optimizer = torch.optim.AdamW(parameters, lr=config["learning_rate"], weight_decay=0.0, foreach=False)
     advantage = advantages.group_mean_baseline(batch.rewards, batch.prompt_id)

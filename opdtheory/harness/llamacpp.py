@@ -1,7 +1,8 @@
-"""llama.cpp as a second, independent inference engine, through the C API that the ``xllamacpp`` wheel exports.
+"""llama.cpp as a second, independent inference engine, through the C API that the ``xllamacpp`` wheel
+exports.
 
-Only token ids go in and only logits come out. Parameter structures are passed by value as opaque blobs larger than
-the real ones; the four integers that are set are found at their documented place and checked first.
+Only token ids go in and only logits come out. Parameter structures are passed by value as opaque blobs larger
+than the real ones; the four integers that are set are found at their documented place and checked first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _LOCK = threading.Lock()
 _LIBRARY: ctypes.CDLL | None = None
 _KEEP: list[Any] = []
 _DEFAULTS = (512, 2048, 512, 1)
-"""n_ctx, n_batch, n_ubatch, n_seq_max as ``llama_context_default_params`` returns them: the layout's check."""
+"""n_ctx, n_batch, n_ubatch, n_seq_max as ``llama_context_default_params`` returns them: the layout's
+check.
+"""
 
 
 class _Params(ctypes.Structure):
@@ -94,8 +97,8 @@ def _library() -> ctypes.CDLL:
 class LlamaCppEngine:
     """A GGUF file decoded by llama.cpp on the CPU, token by token, one sequence at a time.
 
-    ``context`` is the longest sequence it will hold. One thread by default: more are slower on a busy machine. Raises
-    ValueError when the package, the file or the expected C interface is missing.
+    ``context`` is the longest sequence it will hold. One thread by default: more are slower on a busy
+    machine. Raises ValueError when the package, the file or the expected C interface is missing.
     """
 
     rows = 1
@@ -191,7 +194,9 @@ class LlamaCppEngine:
         )  # fmt: skip
 
     def stream(self, prompts: Ids, responses: Ids, chunk: int = 64) -> Iterator[Block]:
-        """Full logits of one sequence's response positions, replayed token by token, ``chunk`` positions at a time."""
+        """Full logits of one sequence's response positions, replayed token by token, ``chunk`` positions at a
+        time.
+        """
         if len(prompts) != 1:
             raise ValueError(f"llama.cpp replays one sequence at a time, got {len(prompts)}")
         response = list(responses[0])

@@ -1,4 +1,5 @@
-"""Rollout engine against training forward: exact per-token divergences, and what every estimator and bound makes of them.
+"""Rollout engine against training forward: exact per-token divergences, and what every estimator and bound
+makes of them.
 
 The rollout policy μ is the engine's untempered softmax, the trainer's policy is π; with the default sampler
 (temperature 1, no truncation) μ is what really drew the tokens.

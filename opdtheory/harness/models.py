@@ -1,7 +1,7 @@
 """Loading local language models, and deriving students and teachers from them.
 
-A model is a transformers folder or a GGUF file on this machine; nothing is ever downloaded. Without a path the packaged
-SmolLM2-135M is used. All mistakes that can be seen before work starts are raised as ValueError.
+A model is a transformers folder or a GGUF file on this machine; nothing is ever downloaded. Without a path
+the packaged SmolLM2-135M is used. All mistakes that can be seen before work starts are raised as ValueError.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ DTYPES = {
 class LanguageModel:
     """A causal language model with its tokenizer, split into a trunk and a vocabulary head.
 
-    ``system`` and ``hint`` are the privileged context that :meth:`encode` puts before and after the user's text.
+    ``system`` and ``hint`` are the privileged context that :meth:`encode` puts before and after the user's
+    text.
     """
 
     module: nn.Module
@@ -131,9 +132,10 @@ def load(
 ) -> LanguageModel:
     """Load a transformers folder or GGUF file (the packaged model by default) for evaluation.
 
-    GGUF weights are dequantised; with ``cache`` the result is kept as safetensors, which loads ten times faster.
-    ``device_map`` is passed to transformers (``"auto"`` spreads over several GPUs). Raises ValueError for a missing
-    model, an unknown dtype, a GPU that is not there, and an architecture whose logits are not a linear head.
+    GGUF weights are dequantised; with ``cache`` the result is kept as safetensors, which loads ten times
+    faster. ``device_map`` is passed to transformers (``"auto"`` spreads over several GPUs). Raises ValueError
+    for a missing model, an unknown dtype, a GPU that is not there, and an architecture whose logits are not a
+    linear head.
     """
     kind = _dtype(dtype)
     check_device(device)
@@ -251,7 +253,9 @@ def drop_layers(module: nn.Module, layers: Sequence[int]) -> None:
 
 
 def add_noise(module: nn.Module, scale: float, seed: int = 0) -> None:
-    """Add Gaussian noise to every weight matrix in place, ``scale`` times the matrix's own standard deviation."""
+    """Add Gaussian noise to every weight matrix in place, ``scale`` times the matrix's own standard
+    deviation.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in _matrices(module):
@@ -260,7 +264,9 @@ def add_noise(module: nn.Module, scale: float, seed: int = 0) -> None:
 
 
 def quantise_weights(module: nn.Module, bits: int, group: int = 32) -> None:
-    """Round every linear layer of the trunk in place to ``bits`` bits, symmetric, one scale per ``group`` inputs."""
+    """Round every linear layer of the trunk in place to ``bits`` bits, symmetric, one scale per ``group``
+    inputs.
+    """
     if not 2 <= bits <= 16:
         raise ValueError(f"weight_bits {bits}: expected 2..16")
     with torch.no_grad():
@@ -270,7 +276,9 @@ def quantise_weights(module: nn.Module, bits: int, group: int = 32) -> None:
 
 
 def round_to_bits(x: torch.Tensor, bits: int, group: int | None = None) -> torch.Tensor:
-    """``x`` rounded to ``2^(bits-1)-1`` levels a side, one scale per ``group`` entries of the last axis (or all of it)."""
+    """``x`` rounded to ``2^(bits-1)-1`` levels a side, one scale per ``group`` entries of the last axis (or
+    all of it).
+    """
     size = x.shape[-1] if group is None or x.shape[-1] % group else group
     blocks = x.reshape(*x.shape[:-1], -1, size).float()
     top = 2 ** (bits - 1) - 1
@@ -280,7 +288,9 @@ def round_to_bits(x: torch.Tensor, bits: int, group: int | None = None) -> torch
 
 
 def trainable(model: LanguageModel, which: str) -> list[nn.Parameter]:
-    """Switch on gradients for ``all`` parameters or the ``last:N`` decoder layers, and return these parameters."""
+    """Switch on gradients for ``all`` parameters or the ``last:N`` decoder layers, and return these
+    parameters.
+    """
     if which == "all":
         chosen = list(model.module.parameters())
     elif which.startswith("last:") and which[5:].isdigit() and 1 <= int(which[5:]) <= len(model.trunk.layers):

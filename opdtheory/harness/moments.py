@@ -1,7 +1,8 @@
 """Bias, variance, cosine and mean squared error of sampled gradient estimators, with jackknife intervals.
 
-An estimator is a matrix (N, k): one independent gradient sample a row. Squared lengths of means are estimated without
-bias by leaving out the diagonal of the Gram matrix, so a bias of zero is not reported as positive noise.
+An estimator is a matrix (N, k): one independent gradient sample a row. Squared lengths of means are estimated
+without bias by leaving out the diagonal of the Gram matrix, so a bias of zero is not reported as positive
+noise.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def jackknife(values: np.ndarray) -> Interval:
 def compare_estimators(
     estimator: np.ndarray, reference: np.ndarray, sizes: Sequence[int]
 ) -> dict[str, Interval | dict[int, Interval] | None]:
-    """Bias² (against the reference's mean), variance of one sample, cosine of the means, MSE at each sample size.
+    """Bias² (against the reference's mean), variance of one sample, cosine of the means, MSE at each sample
+    size.
 
-    Both matrices come from the same rollouts, row by row, so the bias is estimated from paired differences. The cosine
-    is None where one of the means cannot be told from zero.
+    Both matrices come from the same rollouts, row by row, so the bias is estimated from paired differences.
+    The cosine is None where one of the means cannot be told from zero.
     """
     difference = estimator - reference
     bias2, variance = cross(difference, difference), spread(estimator)
@@ -78,7 +80,9 @@ def compare_estimators(
 
 
 def crossover(bias2: float, variance: float, reference_variance: float) -> float:
-    """The sample size up to which the biased estimator has the smaller MSE; inf without bias, 0 without any gain."""
+    """The sample size up to which the biased estimator has the smaller MSE; inf without bias, 0 without any
+    gain.
+    """
     gain = reference_variance - variance
     if gain <= 0:
         return 0.0

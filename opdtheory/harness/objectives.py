@@ -1,7 +1,8 @@
-"""Training objectives on scored rollouts: on-policy distillation in its advantage forms, TOP-D, TrOPD, full divergences.
+"""Training objectives on scored rollouts: on-policy distillation in its advantage forms, TOP-D, TrOPD, full
+divergences.
 
-The sampled objectives are Σ_t A_t log π(y_t) with advantages held constant; every A_t comes from the package's
-reward and advantage functions. Losses are means over the response tokens of the batch.
+The sampled objectives are Σ_t A_t log π(y_t) with advantages held constant; every A_t comes from the
+package's reward and advantage functions. Losses are means over the response tokens of the batch.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from .models import LanguageModel
 class Objective:
     """What one method maximises, as settings.
 
-    ``reward`` of a token: ``opd`` (log ratio), ``topd``, ``gate``, ``clip``, ``mask`` or ``entropy``; ``form`` of the
-    advantage: ``immediate``, ``total`` (i), ``togo`` (ii), ``expected`` (iv), ``lambda``, ``topd``; ``baseline``
-    subtracts the other rows' mean at the same position, which turns (ii) into (iii) and (iv) into (v). ``full`` names a
-    full-vocabulary divergence descended instead: ``rkl``, ``fkl`` or ``jsd``.
+    ``reward`` of a token: ``opd`` (log ratio), ``topd``, ``gate``, ``clip``, ``mask`` or ``entropy``;
+    ``form`` of the advantage: ``immediate``, ``total`` (i), ``togo`` (ii), ``expected`` (iv), ``lambda``,
+    ``topd``; ``baseline`` subtracts the other rows' mean at the same position, which turns (ii) into (iii)
+    and (iv) into (v). ``full`` names a full-vocabulary divergence descended instead: ``rkl``, ``fkl`` or
+    ``jsd``.
     """
 
     reward: str = "opd"
@@ -65,7 +67,9 @@ METHODS: dict[str, Objective] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Numbers the objectives read: α of TOP-D and of the JSD, thresholds, top-k, guidance weight, λ, chunk size."""
+    """Numbers the objectives read: α of TOP-D and of the JSD, thresholds, top-k, guidance weight, λ, chunk
+    size.
+    """
 
     alpha: float = 0.1
     tau: float = -2.0
@@ -80,8 +84,9 @@ class Settings:
 class Scored:
     """Rollouts of a student with the exact comparison of student and teacher at every response position.
 
-    Arrays are float64 tensors (B, T), zero outside ``mask``: log-probabilities of the tokens under both, the student's
-    entropy, KL(student‖teacher), KL(teacher‖student) and TV. ``guided`` marks tokens that the teacher wrote.
+    Arrays are float64 tensors (B, T), zero outside ``mask``: log-probabilities of the tokens under both, the
+    student's entropy, KL(student‖teacher), KL(teacher‖student) and TV. ``guided`` marks tokens that the
+    teacher wrote.
     """
 
     prompts: Ids
@@ -128,8 +133,8 @@ def score(
 ) -> Scored:
     """Compare student and teacher exactly on responses, which may follow different prompts for the two.
 
-    ``guided[i]`` is how many leading tokens of row i the teacher wrote; ``extra(p, q)`` gives further (B, T) arrays from
-    the full distributions of student and teacher.
+    ``guided[i]`` is how many leading tokens of row i the teacher wrote; ``extra(p, q)`` gives further (B, T)
+    arrays from the full distributions of student and teacher.
     """
     tokens, mask = pad(responses)
     if teacher_states is None:
@@ -195,7 +200,9 @@ def token_advantages(
     settings: Settings,
     group: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """The advantage (B, T) of each token in the objective's form; ``group`` (B,) labels prompts for normalisation."""
+    """The advantage (B, T) of each token in the objective's form; ``group`` (B,) labels prompts for
+    normalisation.
+    """
     own = scored.own
     forms: dict[str, Callable[[], torch.Tensor]] = {
         "immediate": lambda: advantages.immediate(reward, own),
@@ -216,7 +223,8 @@ def token_advantages(
 
 
 def others_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean at each position over the *other* rows, 0 where there is none: independent of the row's own actions.
+    """The mean at each position over the *other* rows, 0 where there is none: independent of the row's own
+    actions.
 
     >>> others_mean(torch.tensor([[1.0], [3.0], [5.0]]), torch.ones(3, 1, dtype=torch.bool))[:, 0].tolist()
     [4.0, 3.0, 2.0]
@@ -297,7 +305,8 @@ def _chunk_loss(
 
 
 def guided_length(step: int, steps: int, longest: int) -> int:
-    """Teacher tokens before the student takes over: ``longest`` at the first step, by a half cosine to 0 at the last.
+    """Teacher tokens before the student takes over: ``longest`` at the first step, by a half cosine to 0 at
+    the last.
 
     >>> [guided_length(k, 5, 16) for k in range(5)]
     [16, 14, 8, 2, 0]

@@ -1,4 +1,6 @@
-"""Rollouts: sampled token ids with the true log-probabilities of the sampler that drew them, and their export."""
+"""Rollouts: sampled token ids with the true log-probabilities of the sampler that drew them, and their
+export.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ..experiments import atomic
 
 @dataclass(frozen=True)
 class Sampler:
-    """How tokens are drawn: softmax of logits/temperature, cut to the top k and then to the nucleus of mass top_p.
+    """How tokens are drawn: softmax of logits/temperature, cut to the top k and then to the nucleus of mass
+    top_p.
 
     ``top_k`` 0 and ``top_p`` 1 mean no truncation. ``max_tokens`` counts the end token.
     """
@@ -56,7 +59,9 @@ class Sampler:
     def draw(
         self, logits: torch.Tensor, uniform: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens (B,) by inverse distribution function from one uniform each; their sampler and raw log-probs."""
+        """Tokens (B,) by inverse distribution function from one uniform each; their sampler and raw
+        log-probs.
+        """
         log_p = self.log_probs(logits)
         cumulative = log_p.exp().cumsum(-1)
         target = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
@@ -66,7 +71,9 @@ class Sampler:
 
 
 def uniforms(seed: int, row: int, count: int) -> np.ndarray:
-    """The random numbers of one row: they depend on the seed and the row only, never on how rows are batched."""
+    """The random numbers of one row: they depend on the seed and the row only, never on how rows are
+    batched.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, row])).random(count)
 
 
@@ -74,8 +81,9 @@ def uniforms(seed: int, row: int, count: int) -> np.ndarray:
 class Rollouts:
     """Sampled responses, one a row; arrays are (B, T), padded on the right where ``response_mask`` is 0.
 
-    ``rollout_log_probs`` are those of the true sampler (temperature and truncation included), ``raw_log_probs`` those of
-    the untouched model. ``extra`` holds further arrays under their field names: ``log_probs``, ``teacher_log_probs``, ….
+    ``rollout_log_probs`` are those of the true sampler (temperature and truncation included),
+    ``raw_log_probs`` those of the untouched model. ``extra`` holds further arrays under their field names:
+    ``log_probs``, ``teacher_log_probs``, ….
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -178,11 +186,13 @@ def assemble(
 
 
 def export(rollouts: Rollouts, path: str | Path) -> Path:
-    """Write rollouts to ``path``: ``.npz`` or ``.safetensors`` of padded arrays, or ``.jsonl`` with one sequence a line.
+    """Write rollouts to ``path``: ``.npz`` or ``.safetensors`` of padded arrays, or ``.jsonl`` with one
+    sequence a line.
 
     Array files hold ``arrays()`` (tokens, response_mask, rollout_log_probs, rewards, …) with prompts as
-    ``prompt_tokens`` and ``prompt_mask``, and the sampler's settings as JSON text. JSONL lines use the names of the
-    token exports of trainers: ``token_ids``, ``loss_mask``, ``inference_logprobs``, ``trainer_logprobs``, ``reward``.
+    ``prompt_tokens`` and ``prompt_mask``, and the sampler's settings as JSON text. JSONL lines use the names
+    of the token exports of trainers: ``token_ids``, ``loss_mask``, ``inference_logprobs``,
+    ``trainer_logprobs``, ``reward``.
     """
     path = Path(path)
     settings = {**asdict(rollouts.sampler), "engine": rollouts.engine, "model": rollouts.model}

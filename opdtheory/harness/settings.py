@@ -77,7 +77,9 @@ DISTILL: dict[str, Any] = {
     "checkpoint_every": 6,
     "chunk": 32,
 }  # fmt: skip
-"""On-policy distillation: 12 steps of the packaged model without four of its middle layers, towards the whole model."""
+"""On-policy distillation: 12 steps of the packaged model without four of its middle layers, towards the whole
+model.
+"""
 
 GRADIENTS: dict[str, Any] = {
     "seed": 0,

@@ -13,11 +13,11 @@ def read_vllm(
 ) -> Rollouts:
     """Rollouts from vLLM request outputs, objects or the equal dictionaries.
 
-    Each has ``prompt_token_ids`` and ``outputs``, each of those ``token_ids`` and ``logprobs``: per position a mapping
-    from token id to a log-probability (a number, or an object or mapping with ``logprob``). The sampled token's entry is
-    taken, which need not be the first. ``sampler`` states the settings they were made with: temperature 1 without
-    truncation, because sampled log-probabilities alone cannot be turned into those of another sampler. Raises ValueError naming the
-    request, completion and position at fault.
+    Each has ``prompt_token_ids`` and ``outputs``, each of those ``token_ids`` and ``logprobs``: per position
+    a mapping from token id to a log-probability (a number, or an object or mapping with ``logprob``). The
+    sampled token's entry is taken, which need not be the first. ``sampler`` states the settings they were
+    made with: temperature 1 without truncation, because sampled log-probabilities alone cannot be turned into
+    those of another sampler. Raises ValueError naming the request, completion and position at fault.
     """
     if (sampler.temperature, sampler.top_p, sampler.top_k) != (1.0, 1.0, 0):
         raise ValueError(
