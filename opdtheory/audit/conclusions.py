@@ -35,6 +35,13 @@ def quantities(state: State, metrics: dict[str, Metric], settings: Settings) -> 
             labels[name] = "visited contexts only (lower)" if name in _MAXIMA else "estimate" if found.kind == "estimate" else "mean over visited contexts"
     if state.longest:
         values["horizon"], labels["horizon"] = float(state.longest), "longest response seen"
+    certified = state.groups.column("certified").sum()
+    if settings.reward_range is not None and certified and not state.groups.column("cert:outside").any():
+        for name in ("surrogate", "reward_log_w", "cost_log_w", "reward_floor_log_w", "masked_surrogate", "masked_k3", "masked_reward_lost"):
+            # differences of J do not see a shift of the reward: R − LO ≥ 0 takes the place of R
+            total = float(state.groups.column(f"est:{name}").sum())
+            if math.isfinite(total):
+                values[name], labels[name] = total / certified * (settings.reward_range[1] - settings.reward_range[0]), "estimate"
     reward = state.sequences.get("reward")
     if reward is not None and reward.count > 1:
         values["reward_sd"], labels["reward_sd"] = math.sqrt(reward.variance(1)), "estimate"

@@ -119,9 +119,13 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray, confidence: float) -> t
     n = len(sums)
     if n < 2 or not np.isfinite(sums).all() or not counts.sum():
         return None
-    mean = sums.sum() / counts.sum()
-    residual = sums - mean * counts
-    error = math.sqrt(n / (n - 1) * float((residual**2).sum())) / float(counts.sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = sums.sum() / counts.sum()
+        residual = sums - mean * counts
+        squares = float((residual**2).sum())
+    if not math.isfinite(squares):
+        return None
+    error = math.sqrt(n / (n - 1) * squares) / float(counts.sum())
     half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
     return float(mean - half), float(mean + half)
 

@@ -93,3 +93,29 @@ def metrics(state: State, sequence_level: bool) -> dict[str, float]:
         "rollout_is_seq_fraction_low": s["rc/is_seq_low"].mean,
     }
     return {f"rollout_corr/{name}": value for name, value in out.items()}
+
+
+REJECTION_THRESHOLDS: dict[str, tuple[float, float]] = {
+    "token_k1": (0.5, 2.0), "token_k2": (0.0, 0.1), "token_k3": (0.0, 0.1), "seq_sum_k1": (0.5, 2.0),
+    "seq_sum_k2": (0.0, 0.1), "seq_sum_k3": (0.0, 0.1), "seq_mean_k1": (0.99, 1.01), "seq_mean_k2": (0.0, 0.01),
+    "seq_mean_k3": (0.0, 0.01), "seq_max_k2": (0.0, 0.1), "seq_max_k3": (0.0, 0.1),
+}  # fmt: skip
+"""Rejection options and the thresholds used when none are given: (lower, upper); ratio bounds for k1."""
+
+
+def rejection(batch: Batch, drawn: Drawn, option: str, low: float, high: float) -> np.ndarray:
+    """Tokens (N,) that a rejection option keeps.  k1 = −ℓ is compared with log bounds, so they bound 1/ρ, not ρ."""
+    if option not in REJECTION_THRESHOLDS:
+        raise ValueError(f"rejection option: got {option!r}, expected one of {', '.join(REJECTION_THRESHOLDS)}")
+    level, kind = option.rsplit("_", 1)
+    ell = np.clip(drawn.ell, -CLAMP, CLAMP)
+    statistic = {"k1": -ell, "k2": ell**2 / 2, "k3": np.exp(ell) - 1 - ell}[kind]
+    if level != "token":
+        total = batch.sums(statistic)
+        whole = batch.maxima(statistic, 0.0) if level == "seq_max" else total
+        if level == "seq_mean":
+            whole = total / (batch.lengths + 1e-8)
+        statistic = whole[batch.sequence_of]
+    if kind == "k1":
+        return (statistic >= math.log(low)) & (statistic <= math.log(high))
+    return statistic <= high

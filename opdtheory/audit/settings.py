@@ -26,7 +26,7 @@ class Settings:
     redact: bool = False
     alpha: float = 0.1
     topk: int = 20
-    ratio_cap: float = 3.0
+    ratio_cap: float = 2.0
     k3_mask: float = 0.05
     is_threshold: float = 2.0
     token_texts: str | None = None
@@ -41,7 +41,7 @@ class Settings:
         _check("confidence", self.confidence, 0 < self.confidence < 1, "a number strictly between 0 and 1")
         _check("alpha", self.alpha, 0 < self.alpha <= 1, "a number in (0, 1]")
         _check("topk", self.topk, isinstance(self.topk, int) and self.topk >= 1, "a positive integer")
-        _check("ratio cap", self.ratio_cap, self.ratio_cap > 0, "a positive number")
+        _check("ratio cap", self.ratio_cap, 1 < self.ratio_cap < math.inf, "a finite number above 1")
         _check("k3 mask", self.k3_mask, self.k3_mask > 0, "a positive number")
         _check("is threshold", self.is_threshold, self.is_threshold > 0, "a positive number")
         for name in self.compat:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from opdtheory import confidence
 from opdtheory.audit import compat, full, mask_effects, rollout_corr, sampled
 from opdtheory.audit.batch import Batch
 from opdtheory.audit.checks import Checks
@@ -124,7 +125,12 @@ class State:
                 self.add_sequences({f"sum:{name}": sums[whole]})
 
     def _add_masks(self, batch, drawn, teacher, tokens, per_group, settings) -> None:  # type: ignore[no-untyped-def]
-        for name, (parameters, kept) in mask_effects.keep_masks(batch, drawn, teacher, tokens, settings.k3_mask).items():
+        found = mask_effects.keep_masks(batch, drawn, teacher, tokens, settings.k3_mask)
+        if drawn is not None and "verl" in settings.compat:
+            for option, (low, high) in rollout_corr.REJECTION_THRESHOLDS.items():
+                ends = {"lower": low, "upper": high} if option.endswith("k1") else {"upper": high}
+                found[f"verl_{option}"] = (ends, rollout_corr.rejection(batch, drawn, option, low, high))
+        for name, (parameters, kept) in found.items():
             count = mask_effects.count(batch, kept, parameters, tokens.get("k3"))
             self.masks.setdefault(name, MaskCount(dict(parameters))).merge(count)
             per_group[f"kept:{name}"] = batch.sums(kept.astype(float))
@@ -192,25 +198,31 @@ def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict:
 
 def _sequence_sums(batch: Batch, drawn: Drawn, sequences: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
     """Bounded per-sequence quantities of the certificates, with rewards scaled to [0, 1]; 0 where incomplete."""
-    log_w, ok = sequences["seq_log_w"], drawn.complete
-    out = {
-        "complete": ok.astype(float),
-        "cert:tv_seq": np.where(ok, np.maximum(0.0, -np.expm1(log_w)), 0.0),
-        "cert:w_clipped": np.where(ok, sequences["seq_w_clipped"], 0.0),
-    }
+    ok = drawn.complete
+    log_w = np.where(ok, sequences["seq_log_w"], 0.0)
+    out = {"complete": ok.astype(float), "cert:tv_seq": np.where(ok, confidence.tv_values(log_w), 0.0)}
     if settings.reward_range is None or batch.rewards is None:
         return out
     low, high = settings.reward_range
     ok = ok & ~np.isnan(batch.rewards)
-    reward = np.where(ok, (np.nan_to_num(batch.rewards) - low) / (high - low), 0.0)
-    log_w = np.where(ok, log_w, 0.0)
-    inside = (np.where(ok, sequences["seq_sum_k3"], 0.0) <= settings.k3_mask) & (np.abs(log_w) <= 1.0)
+    gain = np.where(ok, (np.nan_to_num(batch.rewards) - low) / (high - low), 0.0)
+    log_w, sum_k3 = np.where(ok, log_w, 0.0), np.where(ok, sequences["seq_sum_k3"], 0.0)
+    mask = (sum_k3 <= settings.k3_mask).astype(float)
+    cap = settings.ratio_cap
+    out |= {"certified": ok.astype(float), "cert:outside": (ok & ((gain < 0) | (gain > 1))).astype(float), "cert:reward": gain}
+    for side, amount in (("gain", gain), ("cost", np.where(ok, 1 - gain, 0.0))):
+        out |= {
+            f"cert:return_truncated/{side}": confidence.truncated_values(log_w, amount, cap),
+            f"cert:improvement_truncated/{side}": confidence.truncated_change_values(log_w, amount, cap),
+            f"cert:improvement_log/{side}": confidence.log_change_values(log_w, amount, cap),
+            f"cert:improvement_masked/{side}": confidence.masked_change_values(log_w, amount, mask, cap, 1.0),
+        }
     return out | {
-        "certified": ok.astype(float),
-        "cert:outside": (ok & ((reward < 0) | (reward > 1))).astype(float),
-        "cert:reward": reward,
-        "cert:truncated": np.where(ok, np.minimum(np.exp(np.minimum(log_w, 50.0)), settings.ratio_cap) * reward, 0.0),
-        "cert:improvement": np.where(ok, (np.minimum(np.exp(np.minimum(log_w, 50.0)), settings.ratio_cap) - 1) * reward, 0.0),
-        "cert:log_w": np.where(ok, reward * np.clip(log_w, -1.0, 1.0), 0.0),
-        "cert:masked": np.where(ok, np.where(inside, reward * np.clip(log_w, -1.0, 1.0), -reward), 0.0),
+        "est:reward_log_w": np.where(gain > 0, gain * log_w, 0.0),
+        "est:cost_log_w": np.where(ok & (gain < 1), (1 - gain) * log_w, 0.0),
+        "est:reward_floor_log_w": gain * np.maximum(log_w, -1.0),
+        "est:surrogate": gain * np.where(ok, np.nan_to_num(sequences["seq_sum_ratio_minus_1"]), 0.0),
+        "est:masked_surrogate": mask * gain * np.where(ok, np.nan_to_num(sequences["seq_sum_ratio_minus_1"]), 0.0),
+        "est:masked_k3": mask * gain * np.where(np.isfinite(sum_k3), sum_k3, 0.0),
+        "est:masked_reward_lost": (1 - mask) * gain,
     }

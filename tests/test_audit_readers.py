@@ -1,0 +1,116 @@
+"""Every format is recognised by content and gives the same statistics."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from opdtheory.audit import audit_logs, readers
+from tests import audit_files as files
+from tests.tolerance import EXACT, FLOAT32, close
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("torch")
+WRITERS = {
+    "prime-rl": files.prime_rl, "nemo-rl": files.nemo_rl, "slime samples": lambda f: files.slime(f, "samples"),
+    "slime lists": lambda f: files.slime(f, "lists"), "npz": files.npz, "safetensors": files.safetensors,
+    "parquet": files.parquet, "pt": files.pt_table, "vllm": files.vllm, "openai": files.openai, "sglang": files.sglang,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_every_format_gives_the_same_numbers(name, tmp_path):
+    report = audit_logs(WRITERS[name](tmp_path))
+    assert report.state.token_count == sum(map(len, files.TOKENS))
+    assert close(report.metrics["k1/mean"].value, files.MEAN_K1, FLOAT32 if name.startswith("slime") else EXACT)
+    assert close(report.metrics["rollout_corr/kl"].value, files.MEAN_K1, FLOAT32)
+    assert {int(i) for i in report.state.vocabulary.ids} == {t for row in files.TOKENS for t in row}
+    assert not report.errors
+
+
+def test_steps_come_from_paths_and_give_a_run_view(tmp_path):
+    report = audit_logs([files.prime_rl(tmp_path), files.nemo_rl(tmp_path), files.slime(tmp_path, "samples")])
+    assert [s["step"] for s in report.to_dict()["steps"]] == [3, 4, 7]
+    assert report.to_dict()["steps"][0]["metrics"]["k1/mean"]["value"] == files.MEAN_K1
+
+
+def test_a_folder_is_read_in_natural_order(tmp_path):
+    for step in (10, 9):
+        (tmp_path / f"train_data_step{step}.jsonl").write_text(
+            json.dumps({"rollout_log_probs": [-1.0], "log_probs": [-1.0]}) + "\n"
+        )
+    assert [p.name for p in readers.expand([tmp_path])] == ["train_data_step9.jsonl", "train_data_step10.jsonl"]
+
+
+def test_vllm_takes_the_drawn_id_and_groups_by_request(tmp_path):
+    report = audit_logs(files.vllm(tmp_path))
+    assert report.metrics["rollout_log_probs/mean"].value == np.mean([v for r in files.ROLLOUT for v in r])
+    assert len(report.state.groups.column("tokens")) == 1
+    assert report.carriers()["vocabulary"][0]["text"] == "t8"
+    # the top-2 table of the dump gives the mass it covers
+    assert report.metrics["topk_mass_rollout/max"].value == 1.0
+
+
+def test_a_masked_nemo_rl_sample_counts_as_an_empty_sequence(tmp_path):
+    report = audit_logs(files.nemo_rl(tmp_path))
+    assert report.state.sequence_count == 3
+    assert [w["code"] for w in report.warnings].count("empty_sequence") == 1
+
+
+def test_bfloat16_safetensors_are_read_exactly(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    values = torch.tensor([[-0.1, -0.7]], dtype=torch.bfloat16)
+    save_file({"rollout_log_probs": values, "log_probs": values.clone()}, tmp_path / "a.safetensors")
+    report = audit_logs(tmp_path / "a.safetensors")
+    assert report.metrics["log_probs/min"].value == values.float()[0, 1].item()
+    assert "identical" in [w["code"] for w in report.warnings]
+
+
+def test_a_long_jsonl_file_is_cut_into_units_without_losing_lines(tmp_path, monkeypatch):
+    from opdtheory.audit.readers import files as module
+
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"rollout_log_probs": [-1.0 * i], "log_probs": [-1.0]}) + "\n" for i in range(500)))
+    whole = audit_logs(path)
+    monkeypatch.setattr(module, "UNIT_BYTES", 1000)
+    assert len(readers.units(path)) > 10
+    parts = audit_logs(path)
+    assert parts.state.sequence_count == whole.state.sequence_count == 500
+    assert parts.metrics["k1/mean"].value == whole.metrics["k1/mean"].value
+
+
+def test_rewards_per_token_are_summed_over_the_response():
+    arrays = files.padded() | {"rewards": np.array([[0.0, 0.0, 1.0], [0.5, 0.25, 9.0]])}
+    assert audit_logs(arrays).metrics["reward/mean"].value == (1.0 + 0.75) / 2
+
+
+def test_columns_are_chosen_by_role():
+    a, b, c = ([[-1.0]], [[-2.0]], [[-4.0]])
+    only_old = audit_logs({"log_probs": a, "old_log_probs": b})
+    assert only_old.metrics["log_ratio/mean"].value == 1.0
+    all_three = audit_logs({"log_probs": a, "old_log_probs": b, "rollout_log_probs": c})
+    assert all_three.metrics["log_ratio/mean"].value == 3.0
+    assert all_three.to_dict()["policies"]["rollout"] == "rollout_log_probs"
+
+
+def test_aliases_of_one_column_together_are_refused(tmp_path):
+    record = {"log_probs": [-1.0], "trainer_logprobs": [-1.0], "rollout_log_probs": [-1.0]}
+    with pytest.raises(ValueError, match=r"line 1: keys 'log_probs' and 'trainer_logprobs'"):
+        audit_logs(files.lines(tmp_path / "a.jsonl", [record]))
+
+
+def test_group_option_names_the_prompt_column(tmp_path):
+    records = [{"rollout_log_probs": [-1.0], "log_probs": [-1.1], "problem": i // 2} for i in range(6)]
+    report = audit_logs(files.lines(tmp_path / "a.jsonl", records), group="problem")
+    assert len(report.state.groups.column("tokens")) == 3
+    assert "groups_as_independent" not in [w["code"] for w in report.warnings]
+
+
+def test_minus_infinite_train_log_probability_is_kept_as_infinite_kl():
+    report = audit_logs({"rollout_log_probs": [[-1.0, -1.0]], "log_probs": [[-math.inf, -1.0]]})
+    assert report.metrics["k1/mean"].value == math.inf
+    assert report.metrics["ratio/mean"].value == 0.5
+    assert report.to_dict()["metrics"]["k1/mean"]["value"] == "inf"
