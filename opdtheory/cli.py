@@ -259,8 +259,12 @@ def check_command(paths: Annotated[list[Path], typer.Argument(metavar="CERT.json
 
 def main() -> None:
     """Entry point of the ``opdtheory`` command."""
-    from opdtheory import cli_run
+    from opdtheory import cli_audit, cli_bounds, cli_run
 
+    app.command("bounds")(cli_bounds.bounds)
+    app.command("plan")(cli_bounds.plan)
+    app.command("audit")(cli_audit.audit)
+    app.command("audit-diff")(cli_audit.audit_diff)
     app.command("run")(cli_run.run)
     try:
         app()

@@ -35,9 +35,10 @@ def claims_table(rows: list[dict[str, Any]]) -> Table:
 
 def verdict_table(document: dict[str, Any]) -> Group:
     """The table of a run, with its summary line."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("id", "as printed", "status", "tightness", "evidence"):
-        table.add_column(name, overflow="ellipsis", no_wrap=name in {"id", "evidence"})
+    table = Table(box=None, pad_edge=False, expand=True)
+    for name in ("id", "as printed", "status", "lhs/rhs"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("evidence", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in document["claims"]:
         ratio = row["best_ratio"]
         tightness = f"{ratio:.4f}" if isinstance(ratio, float) else "–"
