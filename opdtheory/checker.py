@@ -1129,6 +1129,154 @@ def pair_expected_length_target(x: PolicyPair) -> Any:
     return x.expected_length(x.law_pi)
 
 
+def at_most(a: Any, b: Any) -> bool:
+    """Whether a ≤ b, for certain; ``Undecided`` if the enclosures overlap."""
+    gap = a - b
+    return gap.sign <= 0 if isinstance(gap, Interval) else gap <= 0
+
+
+def accepted(x: PolicyPair, mask: str, delta: Any, steps: Sequence[Step]) -> bool:
+    """Whether a mask keeps a response: its statistic is at most delta at every step."""
+    if mask == "none":
+        return True
+    if mask == "kl":
+        return all(at_most(x.kl(*x.rows((t, i))), delta) for t, i, _a in steps)
+    if mask == "log_ratio":
+        return all(at_most(abs(x.log(ratio)), delta) for ratio in x.ratios(steps))
+    if mask == "k3":
+        return all(at_most(x.k3(ratio), delta) for ratio in x.ratios(steps))
+    raise Refused(f"mask {_short(mask)}: expected kl, log_ratio, k3 or none")
+
+
+def kept(x: PolicyPair, mask: str, delta: Any) -> list[tuple[Fraction, Fraction, Sequence[Step]]]:
+    """(μ(y), R(y) - E_μ R, steps) of every response with μ(y) > 0 that the mask keeps."""
+    mean = pair_J_behavior(x)
+    return [
+        (w, r - mean, steps)
+        for w, r, (_p, steps) in zip(x.law_mu, x.reward, x.sequences, strict=True)
+        if w and accepted(x, mask, delta, steps)
+    ]
+
+
+@primitive("policy_pair")
+def pair_acceptance(x: PolicyPair, mask: str, delta: Any) -> Any:
+    """E_μ[M]: the share of responses that the mask keeps."""
+    return sum((w for w, _gain, _steps in kept(x, mask, delta)), Fraction(0))
+
+
+@primitive("policy_pair")
+def pair_masked_surrogate(x: PolicyPair, mask: str, delta: Any) -> Any:
+    """E_μ[M (R - E_μ R) Σ_t ρ_t]."""
+    return sum((w * gain * sum(x.ratios(steps)) for w, gain, steps in kept(x, mask, delta)), Fraction(0))
+
+
+@primitive("policy_pair")
+def pair_masked_centred_surrogate(x: PolicyPair, mask: str, delta: Any) -> Any:
+    """E_μ[M (R - E_μ R) Σ_t (ρ_t - 1)]."""
+    return sum(
+        (w * gain * (sum(x.ratios(steps)) - len(steps)) for w, gain, steps in kept(x, mask, delta)), Fraction(0)
+    )
+
+
+@primitive("policy_pair")
+def pair_masked_gradient_dot(x: PolicyPair, mask: str, delta: Any) -> Any:
+    """⟨E_μ[M (R - E_μ R) Σ_t ρ_t ∇log π(y_t|c_t)], ∇E_π R⟩ over the logits of π, the mask held fixed."""
+    masked: dict[Step, Fraction] = {}
+    true: dict[Step, Fraction] = {}
+
+    def add(total_: dict[Step, Fraction], steps: Sequence[Step], weights: Sequence[Fraction]) -> None:
+        for (t, i, a), w in zip(steps, weights, strict=True):
+            for b in range(x.vocab):
+                score = (1 if a == b else 0) - x.pi[t][i][b]
+                total_[t, i, b] = total_.get((t, i, b), Fraction(0)) + w * score
+
+    for w, gain, steps in kept(x, mask, delta):
+        add(masked, steps, [w * gain * ratio for ratio in x.ratios(steps)])
+    for w, r, (_p, steps) in zip(x.law_pi, x.reward, x.sequences, strict=True):
+        add(true, steps, [w * r] * len(steps))
+    return sum((value * true.get(place, Fraction(0)) for place, value in masked.items()), Fraction(0))
+
+
+def variance_mu(x: PolicyPair, value: Callable[[Fraction, list[Fraction]], Fraction]) -> Fraction:
+    """Var_μ of a rational function of R and the ratios."""
+    mean = x.mean_mu(value)
+    return x.mean_mu(lambda r, rho: (value(r, rho) - mean) ** 2)
+
+
+@primitive("policy_pair")
+def pair_surrogate_variance(x: PolicyPair) -> Any:
+    """Var_μ[(R - E_μ R) Σ_t ρ_t]."""
+    mean = pair_J_behavior(x)
+    return variance_mu(x, lambda r, rho: (r - mean) * sum(rho))
+
+
+@primitive("policy_pair")
+def pair_surrogate_term_variance(x: PolicyPair) -> Any:
+    """Σ_t Var_μ[(R - E_μ R) ρ_t], a term of an ended response being 0."""
+    mean = pair_J_behavior(x)
+    return total(
+        variance_mu(x, lambda r, rho, t=t: (r - mean) * rho[t] if t < len(rho) else Fraction(0))
+        for t in range(x.horizon)
+    )
+
+
+@primitive("policy_pair")
+def pair_centred_surrogate_variance(x: PolicyPair) -> Any:
+    """Var_μ[(R - E_μ R) Σ_t (ρ_t - 1)]."""
+    mean = pair_J_behavior(x)
+    return variance_mu(x, lambda r, rho: (r - mean) * (sum(rho) - len(rho)))
+
+
+@primitive("policy_pair")
+def pair_gap_sum_target(x: PolicyPair) -> Any:
+    """Σ_t E_{d_t^π}[g_t]."""
+    return total(w * x.g[c] for c, w in x.d_pi.items())
+
+
+@primitive("policy_pair")
+def pair_gap_max(x: PolicyPair, t: int) -> Any:
+    """max |g| over the contexts of step t."""
+    below(t, x.horizon, "t")
+    return max(abs(value) for c, value in x.g.items() if c[0] == t)
+
+
+@primitive("policy_pair")
+def pair_marginal_kl(x: PolicyPair, t: int) -> Any:
+    """KL(d_t^μ‖d_t^π) of the laws of contexts of step t."""
+    below(t, x.horizon, "t")
+    here = [c for c in x.contexts if c[0] == t]
+    return x.kl([x.d_mu[c] for c in here], [x.d_pi[c] for c in here])
+
+
+@primitive("policy_pair")
+def pair_telescope_gap(x: PolicyPair) -> Any:
+    """max_y |R - E_μ R - Σ_t A_t| over every complete response."""
+    mean = pair_J_behavior(x)
+    return max(
+        abs(r - mean - sum(x.q[t, i, a] - x.v[t, i] for t, i, a in steps))
+        for r, (_p, steps) in zip(x.reward, x.sequences, strict=True)
+    )
+
+
+@primitive("policy_pair")
+def pair_reward_length_covariance(x: PolicyPair) -> Any:
+    """E_μ[(R - E_μ R) |y|]."""
+    mean = pair_J_behavior(x)
+    return x.mean_mu(lambda r, rho: (r - mean) * len(rho))
+
+
+@primitive("policy_pair")
+def pair_ratio_max(x: PolicyPair) -> Any:
+    """Largest token ratio π/μ that sampling from μ can meet."""
+    return max(ratio for _w, _r, rho in x.visited for ratio in rho)
+
+
+@primitive("policy_pair")
+def pair_reward_token_capped(x: PolicyPair, cap: Fraction) -> Any:
+    """E_μ[R Σ_t min(log ρ_t, cap)]."""
+    return x.mean_mu(lambda r, rho: weigh(r, total(minimum(x.log(ratio), cap) for ratio in rho)))
+
+
 @primitive("policy_pair")
 def pair_support_ok(x: PolicyPair) -> Any:
     """1 if supp π ⊆ supp μ at every context of the tree, else 0."""
@@ -1655,6 +1803,23 @@ def state_min_ratio(x: SingleState) -> Any:
 def state_covered_mass(x: SingleState) -> Any:
     """E_p[ρ] = q(supp p)."""
     return sum(b for a, b in zip(x.p, x.q, strict=True) if a)
+
+
+@primitive("single_state")
+def state_within_log_ratio(x: SingleState, delta: Any) -> Any:
+    """p-mass of the actions with |log(q/p)| ≤ delta."""
+    return sum((a for a, b in zip(x.p, x.q, strict=True) if a and at_most(abs(x.log(b / a)), delta)), Fraction(0))
+
+
+@primitive("single_state")
+def state_value_gap_sup(x: SingleState) -> Any:
+    """max |E_q f - E_p f| over f in {0, 1}^V, and so over f in [0, 1]^V."""
+    if x.vocab > 12:
+        raise Refused("instance: too many actions to enumerate their subsets")
+    return max(
+        abs(sum(b - a for k, (a, b) in enumerate(zip(x.p, x.q, strict=True)) if chosen >> k & 1))
+        for chosen in range(1 << x.vocab)
+    )
 
 
 @primitive("single_state")
@@ -2367,9 +2532,10 @@ def enclose(
             return ("inf", "inf") if value.lo > 0 else ("-inf", "-inf")
         if value.is_exact and value.lo.numerator.bit_length() + value.lo.denominator.bit_length() <= 300:
             return str(value.lo), str(value.hi)
+        if max(abs(value.lo), abs(value.hi)) <= ABSOLUTE_WIDTH / 2 and value.lo <= 0 <= value.hi:
+            return str(-ABSOLUTE_WIDTH / 2), str(ABSOLUTE_WIDTH / 2)
         lo, hi = _decimal(value.lo, digits, up=False), _decimal(value.hi, digits, up=True)
-        tight = value.hi - value.lo <= Fraction(1, 10**digits) * max(abs(lo), abs(hi))
-        if _narrow(lo, hi) and (tight or bits == PRECISIONS[-1] or hi - lo <= ABSOLUTE_WIDTH):
+        if value.hi - value.lo <= Fraction(1, 10**digits) * max(abs(lo), abs(hi)):
             return str(lo), str(hi)
     raise Refused("an expression that the highest precision does not enclose narrowly enough")
 

@@ -34,6 +34,8 @@ def arguments(kind: str, function: Any, size: int) -> list[dict[str, Any]]:
         "token": [0],
         "alpha": [ALPHA, Fraction(1)],
         "cap": [Fraction(3, 2)],
+        "delta": [Fraction(3, 10)],
+        "mask": ["kl", "log_ratio", "k3", "none"],
         "estimator": list(ESTIMATORS),
         "first": ["immediate", "iv"],
         "second": ["ii"],

@@ -14,9 +14,10 @@ from typing import Any
 import flint
 import numpy as np
 
-from opdtheory.elementary import absolute, asum, exact, is_exact, log, rel_entr, sqrt
+from opdtheory.elementary import absolute, asum, exact, is_exact, log, rel_entr, sqrt, to_ball
 
 __all__ = [
+    "at_most",
     "chi2",
     "chi2_terms",
     "hellinger2",
@@ -157,3 +158,11 @@ def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     if bad.any():
         out[bad & (weights == 0)] = 0.0
     return out
+
+
+def at_most(value: Any, bound: Any) -> Any:
+    """1 if value ≤ bound for certain, 0 if value > bound for certain, else a ball around both."""
+    a, b = to_ball(value), to_ball(bound)
+    if a <= b:
+        return exact(1)
+    return exact(0) if a > b else flint.arb(0.5, 0.5)

@@ -12,13 +12,15 @@ from opdtheory.elementary import absolute, amax, amin, asum, exact, maximum, min
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned, indicator
 from opdtheory.tabular.policy import Policy
+from opdtheory.tabular.responses import ResponseQuantities
 from opdtheory.tabular.reward import Reward
+from opdtheory.tabular.single import attach_scalars, scalars_data
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["PolicyPair"]
 
 
-class PolicyPair(PolicyContrast):
+class PolicyPair(ResponseQuantities):
     """Behaviour policy μ, target policy π and reward R on one token tree; all quantities are lazy and cached.
 
     ``reward`` is a ``Reward`` or a list of level arrays; token rewards are replaced by the terminal reward
@@ -26,7 +28,7 @@ class PolicyPair(PolicyContrast):
     other remark has the batch shape; conventions as in ``PolicyContrast``.
 
     Raises ``ValueError`` if the tables do not fit the tree or are no distributions (``validate=False`` skips
-    the latter).
+    the latter).  ``scalars`` (such as a threshold, of the batch shape) become attributes.
 
     >>> tree = TokenTree(vocab=2, horizon=1)
     >>> pair = PolicyPair.from_levels(tree, [[["1/2", "1/2"]]], [[["1/4", "3/4"]]], [[["0", "1"]]])
@@ -42,6 +44,7 @@ class PolicyPair(PolicyContrast):
         reward: Reward | Sequence[Any],
         *,
         validate: bool = True,
+        **scalars: Any,
     ) -> None:
         if not isinstance(reward, Reward):
             reward = Reward.from_levels(tree, reward, validate=validate)
@@ -49,6 +52,8 @@ class PolicyPair(PolicyContrast):
         self.behavior, self.target, reward = aligned(tree, behavior, target, reward)
         self.reward = reward.as_terminal()
         self.batch_shape = self.behavior.batch_shape
+        self.scalars = scalars
+        attach_scalars(self, scalars)
 
     @classmethod
     def from_levels(
@@ -59,6 +64,7 @@ class PolicyPair(PolicyContrast):
         reward: Reward | Sequence[Any],
         *,
         validate: bool = True,
+        **scalars: Any,
     ) -> Self:
         """Pair from three lists of level arrays in the public layout (or a ready ``Reward``)."""
         return cls(
@@ -66,6 +72,7 @@ class PolicyPair(PolicyContrast):
             Policy.from_levels(tree, behavior, validate=validate),
             Policy.from_levels(tree, target, validate=validate),
             reward if isinstance(reward, Reward) else Reward.from_levels(tree, reward, validate=validate),
+            **scalars,
         )
 
     @classmethod
@@ -76,6 +83,7 @@ class PolicyPair(PolicyContrast):
         self.behavior, self.target = Policy(tree, behavior), Policy(tree, target)
         self.reward = Reward(tree, reward)
         self.batch_shape = self.behavior.batch_shape
+        self.scalars = {}
         return self
 
     def blocks(self, size: int = 256) -> Iterator[PolicyPair]:
@@ -85,13 +93,16 @@ class PolicyPair(PolicyContrast):
 
     def __getitem__(self, index: Any) -> PolicyPair:
         """Select instances along a one-dimensional batch."""
-        return PolicyPair.from_flat(
+        part = PolicyPair.from_flat(
             self.tree, self.behavior[index].flat, self.target[index].flat, self.reward[index].flat
         )
+        part.scalars = {name: value[index] for name, value in self.scalars.items()}
+        attach_scalars(part, part.scalars)
+        return part
 
     def with_reward(self, reward: Reward | Sequence[Any]) -> PolicyPair:
         """The same policies with another reward; what does not depend on the reward is not computed again."""
-        other = PolicyPair(self.tree, self.behavior, self.target, reward)
+        other = PolicyPair(self.tree, self.behavior, self.target, reward, **self.scalars)
         if other.batch_shape == self.batch_shape and other.is_exact == self.is_exact:
             for name, value in vars(self).items():
                 if isinstance(vars(PolicyContrast).get(name), cached_property):
@@ -101,7 +112,8 @@ class PolicyPair(PolicyContrast):
     def to_data(self) -> dict[str, Any]:
         """JSON-ready instance of a certificate: every number a fraction string."""
         tables = {"behavior": self.behavior, "target": self.target, "reward": self.reward}
-        return self.tree.to_data() | {name: table.to_data() for name, table in tables.items()}
+        data = self.tree.to_data() | {name: table.to_data() for name, table in tables.items()}
+        return data | scalars_data(self.scalars)
 
     @cached_property
     def _q_v(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import flint
 import numpy as np
 
 from opdtheory import divergences
-from opdtheory.elementary import absolute, amax, amin, asum, exact, minimum, xlogy
+from opdtheory.elementary import absolute, amax, amin, asum, exact, maximum, minimum, xlogy
 from opdtheory.tabular import local
 from opdtheory.tabular.table import as_numbers
 from opdtheory.tabular.tree import SUM_TOLERANCE
@@ -229,6 +229,19 @@ class SingleState:
     def min_q(self) -> Any:
         """Smallest probability of q."""
         return amin(self.q)
+
+    def within_log_ratio(self, delta: Any) -> Any:
+        """p-mass of the actions with |log(q/p)| ≤ delta: what a threshold on one sampled token keeps."""
+        sizes = absolute(self.log_ratio)
+        if not self.is_exact:
+            return asum(self.p * (sizes <= self._weight(delta)), -1)
+        return asum(self.p * np.frompyfunc(lambda s: local.at_most(s, delta), 1, 1)(sizes), -1)
+
+    @cached_property
+    def value_gap_sup(self) -> Any:
+        """max |E_q f - E_p f| over f in [0, 1]: the mass that q has above p."""
+        gain = self.q - self.p
+        return asum(maximum(gain, 0 * gain), -1)
 
     @cached_property
     def support_ok(self) -> Any:
