@@ -302,14 +302,6 @@ def topd_penalty_fixed(horizon: Any, tv_sum: Any, adv_kl_max: Any) -> Any:
     return 2 * adv_kl_max * (horizon - 1) * tv_sum
 
 
-@bound(
-    "topd.vac4.9",
-    name="TOP-D improvement region",
-    target="step",
-    source=OURS,
-    scaling="1/T",
-    sharpness="tight",
-)
 def topd_improvement_region(horizon: Any) -> Any:
     """The mean token TV E_{d_norm}[TV] below which Theorem 4.9's lower bound can exceed η(π) at all:
     1/(2T_max).

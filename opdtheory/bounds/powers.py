@@ -79,4 +79,6 @@ def excess_growth(x: Any, n: Any) -> Any:
         direct = np.expm1(n * np.log1p(x)) - n * x
     # at infinite growth the subtraction is inf − finite, or inf − inf when x itself is infinite
     direct = where(np.isposinf(x) & (n >= 2), np.inf, direct)
-    return where(n * x < _SERIES_BELOW, series, direct)[()]
+    # a single factor has no excess; elsewhere rounding must not make it negative
+    out = where(n * x < _SERIES_BELOW, series, np.maximum(direct, 0.0))
+    return where(n <= 1, 0.0, out)[()]
