@@ -1,6 +1,8 @@
 """The exact world: token trees, policies on them, and every quantity of a pair of policies."""
 
+from opdtheory.tabular.chains import FiniteContextChain
 from opdtheory.tabular.contrast import PolicyContrast
+from opdtheory.tabular.iid import IidBinary, markov_sequence_tv
 from opdtheory.tabular.mdp import DiscountedMDP
 from opdtheory.tabular.pair import PolicyPair
 from opdtheory.tabular.policy import Policy
@@ -10,6 +12,6 @@ from opdtheory.tabular.teacher import TeacherStudent
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = [
-    "DiscountedMDP", "Policy", "PolicyContrast", "PolicyPair", "Reward", "SingleState", "TeacherStudent",
-    "TokenTree", "terminal_reward", "token_reward",
+    "DiscountedMDP", "FiniteContextChain", "IidBinary", "Policy", "PolicyContrast", "PolicyPair", "Reward",
+    "SingleState", "TeacherStudent", "TokenTree", "markov_sequence_tv", "terminal_reward", "token_reward",
 ]  # fmt: skip

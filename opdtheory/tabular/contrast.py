@@ -93,7 +93,7 @@ class PolicyContrast:
         """Occupancy under π minus that under μ, by its own recursion: no cancellation for close policies."""
         tree, mu, d, diff, pi = self.tree, self._mu, self._d, self._diff, self._pi
         out = np.empty(mu.shape[1:], dtype=mu.dtype)
-        out[: tree.prompts] = 0
+        out[: tree.prompts] = self._zero
         b = tree.branching
         for t in range(tree.horizon - 1):
             here = tree.level_slice(t)
@@ -107,7 +107,7 @@ class PolicyContrast:
         """Second-order part of the occupancy shift: n(c) = d^π(c) - d^μ(c) - Σ_j μ_{<j}(π_j - μ_j)μ_{>j}."""
         tree, mu, shift, diff = self.tree, self._mu, self._context_shift, self._diff
         out = np.empty(mu.shape[1:], dtype=mu.dtype)
-        out[: tree.prompts] = 0
+        out[: tree.prompts] = self._zero
         b = tree.branching
         for t in range(tree.horizon - 1):
             here = tree.level_slice(t)
