@@ -158,6 +158,8 @@ def load(
     module, tokenizer = _from_pretrained(folder, kind, device_map)
     if device_map is None:
         module = module.to(device)
+    if kind == torch.float64:
+        _norms_in_float64(module)
     model = LanguageModel(module.eval().requires_grad_(False), tokenizer, source.stem, system, hint)
     _check_head(model)
     return model
@@ -387,6 +389,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _norms_in_float64(module: nn.Module) -> None:
+    """Compute RMS norms in the weights' precision; transformers rounds them to float32 whatever the model's type."""
+    for norm in module.modules():
+        if type(norm).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"):
+
+            def forward(x: torch.Tensor, norm: Any = norm) -> torch.Tensor:
+                return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+            norm.forward = forward  # type: ignore[method-assign]
 
 
 def _check_head(model: LanguageModel) -> None:
