@@ -1173,9 +1173,7 @@ def pair_masked_surrogate(x: PolicyPair, mask: str, delta: Any) -> Any:
 @primitive("policy_pair")
 def pair_masked_centred_surrogate(x: PolicyPair, mask: str, delta: Any) -> Any:
     """E_μ[M (R - E_μ R) Σ_t (ρ_t - 1)]."""
-    return sum(
-        (w * gain * (sum(x.ratios(steps)) - len(steps)) for w, gain, steps in kept(x, mask, delta)), Fraction(0)
-    )
+    return total(w * gain * (sum(x.ratios(steps)) - len(steps)) for w, gain, steps in kept(x, mask, delta))
 
 
 @primitive("policy_pair")
@@ -1808,7 +1806,7 @@ def state_covered_mass(x: SingleState) -> Any:
 @primitive("single_state")
 def state_within_log_ratio(x: SingleState, delta: Any) -> Any:
     """p-mass of the actions with |log(q/p)| ≤ delta."""
-    return sum((a for a, b in zip(x.p, x.q, strict=True) if a and at_most(abs(x.log(b / a)), delta)), Fraction(0))
+    return total(a for a, b in zip(x.p, x.q, strict=True) if a and at_most(abs(x.log(b / a)), delta))
 
 
 @primitive("single_state")
