@@ -80,3 +80,20 @@ def inf_like(x: Array) -> Any:
 
 def any_last(condition: Array) -> Array:
     return condition.any(dim=-1) if is_torch(condition) else np.any(condition, axis=-1)
+
+
+def as_mask(x: Array, response_mask: Any) -> Array:
+    """``response_mask`` as booleans on the device of ``x`` (B, T), all true if omitted; shapes must agree."""
+    mask: Array
+    if is_torch(x):
+        import torch
+
+        ones = torch.ones_like(x, dtype=torch.bool)
+        mask = ones if response_mask is None else torch.as_tensor(response_mask, device=x.device).bool()
+    elif response_mask is None:
+        mask = np.ones(x.shape, dtype=bool)
+    else:
+        mask = np.asarray(response_mask).astype(bool)
+    if tuple(mask.shape) != tuple(x.shape):
+        raise ValueError(f"response_mask: got shape {tuple(mask.shape)}, expected {tuple(x.shape)}")
+    return mask

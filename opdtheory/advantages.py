@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory._arrays import Array, is_torch, numbers, parameter, zero_like
+from opdtheory._arrays import Array, as_mask, is_torch, numbers, parameter, zero_like
 from opdtheory.elementary import sqrt, where
 
 __all__ = [
@@ -149,28 +149,11 @@ def rloo(returns: Array, group: Array | None = None) -> Array:
 
 
 def _masked(values: Any, response_mask: Any) -> tuple[Array, Array]:
-    """Values with masked positions set to 0 (by selection, so that inf and NaN there do no harm), and the
-    mask.
-    """
+    """Values with masked positions set to 0 (by selection: inf and NaN there do no harm), and the mask."""
     x = numbers(values)
     if x.ndim < 1:
         raise ValueError(f"rewards: got shape {tuple(x.shape)}, expected (B, T)")
-    if is_torch(x):
-        import torch
-
-        mask = (
-            torch.ones_like(x, dtype=torch.bool)
-            if response_mask is None
-            else torch.as_tensor(response_mask).bool()
-        )
-    else:
-        mask = (
-            np.ones(x.shape, dtype=bool) if response_mask is None else np.asarray(response_mask).astype(bool)
-        )
-    if tuple(mask.shape) != tuple(x.shape):
-        raise ValueError(
-            f"response_mask: got shape {tuple(mask.shape)}, expected that of the values {tuple(x.shape)}"
-        )
+    mask = as_mask(x, response_mask)
     return where(mask, x, zero_like(x)), mask
 
 

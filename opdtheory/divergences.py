@@ -179,11 +179,11 @@ def topk_members(p: Array, k: int, sampled: Array | None = None) -> Array:
     if is_torch(p):
         import torch
 
-        members = torch.zeros_like(p, dtype=torch.bool)
-        members.scatter_(-1, torch.argsort(p.detach(), dim=-1, descending=True, stable=True)[..., :k], True)
+        chosen = torch.zeros_like(p, dtype=torch.bool)
+        chosen.scatter_(-1, torch.argsort(p.detach(), dim=-1, descending=True, stable=True)[..., :k], True)
         if sampled is not None:
-            members.scatter_(-1, torch.as_tensor(sampled, device=p.device)[..., None], True)
-        return members
+            chosen.scatter_(-1, torch.as_tensor(sampled, device=p.device)[..., None], True)
+        return chosen
     members = np.zeros(p.shape, dtype=bool)
     np.put_along_axis(members, np.argsort(-p, axis=-1, kind="stable")[..., :k], True, axis=-1)
     if sampled is not None:

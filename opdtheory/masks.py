@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory._arrays import Array, is_torch, numbers, parameter, zero_like
+from opdtheory._arrays import Array, any_last, as_mask, is_torch, numbers, parameter, zero_like
+from opdtheory.divergences import binary_kl, binary_tv
 from opdtheory.elementary import absolute, asum, exp, expm1, is_exact, maximum, minimum, where
 
 __all__ = [
@@ -178,10 +179,10 @@ def trm_from_divergence(
     if delta_max is None and delta_avg is None:
         raise ValueError("delta_max, delta_avg: got neither, expected at least one threshold")
     d = numbers(divergence)
-    response = _response(d, response_mask)
+    response = as_mask(d, response_mask)
     accepted = None
     if delta_max is not None:
-        accepted = ~_any(_exceeds(d, delta_max, response))
+        accepted = ~any_last(_exceeds(d, delta_max, response))
     if delta_avg is not None:
         averaged = d if average_of is None else numbers(average_of)
         below = _mean(where(response, averaged, zero_like(averaged)), response) <= delta_avg
@@ -326,9 +327,7 @@ def method_mask(
     Binary divergences are computed here from the drawn tokens; others must be given as ``divergence`` (B, T).
     ``old_log_probs`` are needed by the methods anchored at the recomputed policy.
     """
-    m = METHODS.get(method) if isinstance(method, str) else method
-    if m is None:
-        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
+    m = _method(method)
     if m.mask == "none":
         return _log_ratio(log_probs, rollout_log_probs, response_mask)[1]
     if m.mask == "ppo":
@@ -361,7 +360,7 @@ def unified_weight(
 
     Source: *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq. 23.
     """
-    m = METHODS.get(method, method) if isinstance(method, str) else method
+    m = _method(method)
     mask = method_mask(
         m,
         log_probs,
@@ -375,12 +374,19 @@ def unified_weight(
     return where(mask, _capped_exp(ell, m.cap) * _per_token(advantages, ell), zero_like(ell))
 
 
-def _binary(name: str, log_probs: Array, rollout_log_probs: Array, response_mask: Array | None) -> Array:
-    from opdtheory import divergences
+def _method(method: str | Method) -> Method:
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
+    return METHODS[method]
 
+
+def _binary(name: str, log_probs: Array, rollout_log_probs: Array, response_mask: Array | None) -> Array:
     _, response = _log_ratio(log_probs, rollout_log_probs, response_mask)
     pi, mu = (where(response, numbers(x), zero_like(numbers(x))) for x in (log_probs, rollout_log_probs))
-    return getattr(divergences, name)(exp(mu), exp(pi))
+    divergence = binary_tv if name == "binary_tv" else binary_kl
+    return divergence(exp(mu), exp(pi))
 
 
 def _log_ratio(log_probs: Any, other_log_probs: Any, response_mask: Any) -> tuple[Array, Array]:
@@ -390,7 +396,7 @@ def _log_ratio(log_probs: Any, other_log_probs: Any, response_mask: Any) -> tupl
         raise ValueError(
             f"log-probabilities: got shapes {tuple(pi.shape)} and {tuple(mu.shape)}, expected equal ones"
         )
-    response = _response(pi, response_mask)
+    response = as_mask(pi, response_mask)
     zero = zero_like(pi)
     pi, mu = where(response, pi, zero), where(response, mu, zero)
     if not is_exact(pi):
@@ -403,22 +409,6 @@ def _log_ratio(log_probs: Any, other_log_probs: Any, response_mask: Any) -> tupl
                 "finite for the policy that drew the token"
             )
     return pi - mu, response
-
-
-def _response(x: Array, response_mask: Any) -> Array:
-    if is_torch(x):
-        import torch
-
-        mask = torch.ones_like(x, dtype=torch.bool)
-        if response_mask is not None:
-            mask = torch.as_tensor(response_mask, device=x.device).bool()
-    else:
-        mask = (
-            np.ones(x.shape, dtype=bool) if response_mask is None else np.asarray(response_mask).astype(bool)
-        )
-    if tuple(mask.shape) != tuple(x.shape):
-        raise ValueError(f"response_mask: got shape {tuple(mask.shape)}, expected {tuple(x.shape)}")
-    return mask
 
 
 def _per_token(advantages: Any, like: Array) -> Array:
@@ -444,10 +434,6 @@ def _mean(x: Array, response: Array) -> Array:
     """Mean over the response tokens of each sequence, 0 for an empty one; ``x`` is 0 outside."""
     count = asum(response + zero_like(x))
     return asum(x) / maximum(count, zero_like(x) + 1)
-
-
-def _any(condition: Array) -> Array:
-    return condition.any(dim=-1) if is_torch(condition) else np.any(condition, axis=-1)
 
 
 def _capped_exp(ell: Array, cap: Any) -> Array:

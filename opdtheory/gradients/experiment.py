@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,11 +56,10 @@ def gradient_frontier(run: Run) -> dict[str, Any]:
     ]
     table = []
     for kind, horizon, kl, instances, features in run.track(cells, "frontier"):
-        tree = TokenTree(c["vocab"], horizon)
         cell = run.part(
             f"{kind}-T{horizon}-kl{kl:g}",
-            lambda tree=tree, kl=kl, n=instances, f=features: frontier(
-                tree, kl, instances=n, features=f, **common
+            partial(
+                frontier, TokenTree(c["vocab"], horizon), kl, instances=instances, features=features, **common
             ),
         )
         table.append({"parameters": kind, **cell})
@@ -78,7 +79,7 @@ def _slopes(cells: list[dict[str, Any]], horizons: list[int], distances: list[fl
     }
 
 
-def slope(x: list[float], y: list[float]) -> float | None:
+def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Least-squares exponent of y ∝ xᵏ over the points with finite positive y; None with fewer than two."""
     pairs = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and 0 < b < np.inf]
     if len(pairs) < 2:
