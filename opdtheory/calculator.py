@@ -22,8 +22,10 @@ SCHEMA_VERSION = "1.0"
 def _value(bound: Bound, values: Mapping[str, Any], span: float) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         value = float(bound.evaluate(values, span))
-    # a reward without variance has no error, whatever infinite divergence multiplies it
-    return 0.0 if math.isnan(value) and values.get("reward_sd") == 0 else value
+    if not math.isnan(value):
+        return value
+    # 0·∞: a reward without variance has no error whatever multiplies it; otherwise nothing is known
+    return 0.0 if values.get("reward_sd") == 0 and "reward_sd" in bound.needs else math.inf
 
 
 def _roots(bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
@@ -136,20 +138,22 @@ def _suggestions(
             for b in REGISTRY.values()
             if b.target != "step" and b.id not in have and all(n in more for n in b.needs)
         ]
-        direct = [
+        affected = [
             b
             for b in REGISTRY.values()
-            if b.target == "surrogate_error" and name in b.needs and all(n in more for n in b.needs)
+            if b.target == "surrogate_error"
+            and all(n in more for n in b.needs)
+            and name in (*b.needs, *_roots(b, {**given, name: 1}, more))
         ]
         row: dict[str, Any] = {
             "quantity": name,
             "meaning": spec.meaning,
             "unlocks": unlocks,
-            "sharpens": [b.id for b in direct if b.id in have],
+            "sharpens": [b.id for b in affected if b.id in have],
         }
         if spec.divergence and math.isfinite(best) and best > 0:
             row["beats_best_below"] = (
-                max((_beats(b, name, given, best, span) for b in direct), default=0.0) or None
+                max((_beats(b, name, given, best, span) for b in affected), default=0.0) or None
             )
         if unlocks or row["sharpens"]:
             out.append(row)

@@ -124,6 +124,8 @@ def largest_below(value: Callable[[float], tuple[float, float]], high: float, lo
             f, limit = value(math.exp(log_x))
         if f <= 0 or math.isinf(limit):
             return -1e3
+        if math.isnan(f):
+            return 1e3
         # far from the root only the sign matters, and f may be infinite there
         return min(max(math.log(f) - math.log(limit), -1e3), 1e3) if limit > 0 else 1e3
 
