@@ -26,6 +26,7 @@ import inspect
 import json
 import math
 import operator
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -1939,6 +1940,41 @@ def state_gated_second_moment(x: SingleState) -> Any:
     return x.mean(lambda rho: weigh(min(rho, Fraction(1)), x.log(rho) ** 2))
 
 
+def _direction(x: SingleState, signal: str, floor: Any, k: int) -> list[Any]:
+    """Expected update direction in the logits of p, for full support."""
+    if min(x.p) == 0 or min(x.q) == 0:
+        raise Refused("instance: update directions need full support")
+    one = Fraction(1)
+    if signal == "fkl":
+        head = x.top(x.q, k)
+        mass = sum((x.q[y] for y in head), Fraction(0))
+        return [
+            (b if y in head else Fraction(0)) - a * mass
+            for y, (a, b) in enumerate(zip(x.p, x.q, strict=True))
+        ]
+    if signal == "tropd":
+        rejected = tv(x.p, x.q)
+        parts = zip(_direction(x, "gate", floor, k), _direction(x, "fkl", floor, k), strict=True)
+        return [a + rejected * b for a, b in parts]
+    if signal in ("clip", "mask") and floor <= 0:
+        raise Refused("argument floor: expected a positive number")
+    signals: dict[str, Callable[[Fraction], Any]] = {
+        "rkl": x.log,
+        "gate": lambda rho: min(rho, one) * x.log(rho),
+        "clip": lambda rho: x.log(max(rho, floor)),
+        "mask": lambda rho: x.log(rho) if rho > floor else Fraction(0),
+    }
+    if signal not in signals:
+        raise Refused(f"argument: unknown signal {signal!r}")
+    return x.field(signals[signal])
+
+
+@primitive("single_state")
+def state_direction_dot(x: SingleState, first: str, second: str, floor: Any = Fraction(1), k: int = 1) -> Any:
+    """Inner product of two expected TrOPD update directions: rkl, gate, clip, mask (floor = e^τ), fkl (top k), tropd."""
+    return dot(_direction(x, first, floor, k), _direction(x, second, floor, k))
+
+
 @primitive("single_state")
 def state_binary_tv(x: SingleState, token: int) -> Any:
     """|p - q| of one token: TV of the partition into it and the rest."""
@@ -2666,6 +2702,8 @@ def _verify(c: dict[str, Any]) -> Verdict:
         lambda bits: _holds(value(c["lhs"], bits), relation, value(c["rhs"], bits, scale)), "relation"
     ):
         raise Refused("relation: it holds on the instance; nothing is refuted")
+    if not _primitives(c["lhs"]) | _primitives(c["rhs"]):
+        raise Refused("relation: neither side says anything about the instance")
     own = {}
     for side, recorded, factor in (("lhs", lhs_recorded, Fraction(1)), ("rhs", rhs_recorded, scale)):
 
@@ -2685,9 +2723,48 @@ def _verify(c: dict[str, Any]) -> Verdict:
             raise Refused(f"{side}_enclosure: it does not contain the value")
     if _holds(lhs_recorded, relation, rhs_recorded) is not False:
         raise Refused("the recorded enclosures do not show the violation")
-    what = "lhs " + relation + (" rhs" if scale == 1 else f" {scale}·rhs")
-    reason = f"{what} fails: {_show(own['lhs'])} against {_show(own['rhs'])}"
+    right = formula(c["rhs"]) if scale == 1 else f"{scale}·({formula(c['rhs'])})"
+    reason = f"{formula(c['lhs'])} {relation} {right} fails: {_show(own['lhs'])} against {_show(own['rhs'])}"
+    if c["given"]:
+        conditions = (f"{formula(g['lhs'])} {g['relation']} {formula(g['rhs'])}" for g in c["given"])
+        reason += f", although {' and '.join(conditions)}"
     return Verdict(True, reason, claim, own["lhs"], own["rhs"])
+
+
+def formula(node: Expression) -> str:
+    """An expression, already understood, as a line of text.
+
+    >>> formula(["mul", ["add", ["const", "1"], ["prim", "g_step", {"t": 0}]], ["sqrt", ["prim", "kl_seq"]]])
+    '(1 + g_step(t=0))·sqrt(kl_seq)'
+    """
+    op, *args = node
+    if op == "const":
+        return str(args[0])
+    if op == "prim":
+        named = args[1].items() if len(args) > 1 else ()
+        inner = ", ".join(f"{k}={v['scalar'] if isinstance(v, dict) else v}" for k, v in named)
+        return f"{args[0]}({inner})" if inner else str(args[0])
+    if op in ("add", "sub", "mul", "div", "pow", "neg"):
+        sign, inside = {
+            "add": (" + ", ()), "sub": (" - ", ("add", "sub", "neg")), "mul": ("·", ("add", "sub", "neg")),
+            "div": ("/", ("add", "sub", "neg", "mul", "div")), "pow": ("^", ("add", "sub", "neg", "mul", "div", "pow")),
+            "neg": ("-", ("add", "sub", "neg")),
+        }[op]  # fmt: skip
+        texts = [formula(a) if isinstance(a, list) else str(a) for a in args]
+        bare = ("add", "sub") if op == "sub" else ("mul", "div") if op == "div" else ()
+        for k, a in enumerate(args):
+            long = isinstance(a, list) and (a[0] in inside or (a[0] == "const" and texts[k][0] == "-"))
+            if long and not (k == 0 and a[0] in bare):
+                texts[k] = f"({texts[k]})"
+        return sign + texts[0] if op == "neg" else sign.join(texts)
+    return f"{op}({', '.join(formula(a) for a in args)})"
+
+
+def _primitives(node: Expression) -> set[str]:
+    """Names of the quantities in an expression, already understood."""
+    if node[0] == "prim":
+        return {node[1]}
+    return set().union(*(_primitives(a) for a in node[1:] if isinstance(a, list)))
 
 
 def _show(ends: tuple[Any, Any]) -> str:
@@ -2745,6 +2822,8 @@ def check(certificate: Any) -> Verdict:
     """
     try:
         if not isinstance(certificate, dict):
+            if not isinstance(certificate, str | os.PathLike):
+                raise Refused("certificate: expected a path or a dictionary")
             try:
                 with open(certificate, "rb") as file:
                     raw = file.read(MAX_BYTES + 1)
@@ -2766,7 +2845,15 @@ def check(certificate: Any) -> Verdict:
         return Verdict(False, str(refusal))
     except Undecided as undecided:
         return Verdict(False, f"undecided: {undecided}")
-    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         return Verdict(False, f"not understood ({type(error).__name__}: {error})")
 
 

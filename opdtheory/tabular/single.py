@@ -9,7 +9,7 @@ import flint
 import numpy as np
 
 from opdtheory import divergences
-from opdtheory.elementary import absolute, amax, amin, asum, exact, maximum, minimum, xlogy
+from opdtheory.elementary import absolute, amax, amin, asum, exact, log, maximum, minimum, xlogy
 from opdtheory.tabular import local
 from opdtheory.tabular.table import as_numbers
 from opdtheory.tabular.tree import SUM_TOLERANCE
@@ -367,6 +367,39 @@ class SingleState:
     def gated_second_moment(self) -> Any:
         """E_p[M log² ρ], P(M = 1) = min(ρ, 1)."""
         return asum(local.weigh(minimum(self.p, self.q), self.log_ratio * self.log_ratio))
+
+    # ---- expected update directions of TrOPD's signals, in the logits of p
+
+    def _direction(self, signal: str, floor: Any, k: int) -> np.ndarray:
+        """E_p[signal(ρ) ∇log p], or for "fkl" −∇ of the top-``k`` forward KL without tail; p of full support.
+
+        Signals of ρ = q/p: "rkl" log ρ; "gate" min(ρ, 1) log ρ; "clip" max(log ρ, log floor); "mask" 1[ρ > floor] log ρ;
+        "tropd" the gate plus TV(p, q) (its rejection rate) times "fkl".
+        """
+        if signal == "fkl":
+            head = np.where(divergences.topk_members(self.q, k), self.q, 0 * self.q)
+            return head - self.p * self._column(asum(head))
+        if signal == "tropd":
+            return self._direction("gate", floor, k) + self._column(self.tv) * self._direction("fkl", floor, k)
+        if signal == "rkl":
+            reward = self.log_ratio
+        elif signal == "gate":
+            reward = local.weigh(minimum(self.ratio, 1), self.log_ratio)
+        elif signal == "clip":
+            reward = maximum(self.log_ratio, log(self._weight(floor)))
+        elif signal == "mask":
+            reward = np.where(self.ratio > self._weight(floor), self.log_ratio, 0 * self.p)
+        else:
+            raise ValueError(f"signal {signal!r}: expected rkl, gate, clip, mask, fkl or tropd")
+        return local.weigh(self.p, reward - self._column(asum(local.weigh(self.p, reward))))
+
+    def _column(self, value: Any) -> Any:
+        """A number per instance, ready to combine with arrays over actions."""
+        return value if self.is_exact else value[..., None]
+
+    def direction_dot(self, first: str, second: str, floor: Any = 1, k: int = 1) -> Any:
+        """Inner product of two expected update directions, see ``_direction``; ``floor`` is e^τ."""
+        return asum(self._direction(first, floor, k) * self._direction(second, floor, k))
 
     # ---- values
 

@@ -1,0 +1,415 @@
+"""Trust Region On-Policy Distillation (TrOPD): gate, clip, mask, top-k forward KL and guidance, at one state.
+
+A state is a pair of distributions: p the student's, q the teacher's, ρ = q/p.  Thresholds are written as
+``floor`` = e^τ, so that τ < 0 means floor < 1.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from opdtheory import divergences, rewards, spaces
+from opdtheory.claims.sources import TROPD
+from opdtheory.elementary import exp, log, minimum, to_ball
+from opdtheory.tabular import SingleState
+from opdtheory.verification import balls
+from opdtheory.verification.claim import Claim, Mutant
+from opdtheory.verification.engine import search
+from opdtheory.verification.evidence import Evidence
+from opdtheory.verification.registry import claim, entry
+
+STATES = spaces.single_states()
+INTERIOR = spaces.single_states(full_support=True)
+THRESHOLDED = spaces.single_states(full_support=True, vocab=(2, 3, 4), extra={"floor": (0.05, 0.95)})
+THREE = spaces.single_states(full_support=True, vocab=(2, 3, 4))
+TOPK = spaces.single_states(vocab=(3, 4, 6))
+WEIGHTED = spaces.single_states(full_support=True, extra={"alpha": (0.01, 0.99)})
+_SEED = 20260
+
+
+def _random_states(count: int = 400, vocab: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(_SEED)
+    p, q = (rng.dirichlet(np.full(vocab, c), size=count) for c in (0.7, 0.4))
+    return p, q
+
+
+def _agree(name: str, difference: Any) -> Evidence:
+    """A definition computed two ways, in float64."""
+    worst = float(np.max(np.abs(difference)))
+    return Evidence("check", worst < 1e-9, f"{name}: largest difference {worst:.1e}")
+
+
+# ------------------------------------------------------------------------------------------------ gate
+
+
+@claim(
+    "tropd.gate", TROPD, "trust region by decoding agreement", "The gate accepts with probability 1 − TV",
+    space=STATES, relation="==", sharpness="identity",
+    sketch="The sampled token is accepted with probability min(ρ, 1), so P(M = 1) = Σ min(p, q) = 1 − TV(p, q).",
+    latex=r"\mathbb{P}(M=1)=\sum_y \min(p_y,q_y)=1-\mathrm{TV}(p,q)",
+    mutants=(Mutant("half the distance", "dies", "TV already carries the factor ½",
+                    {"sides": lambda x: (x.gate_acceptance, 1 - x.tv / 2)}),),
+)  # fmt: skip
+def gate(x: Any) -> tuple[Any, Any]:
+    """The token gate M ~ Bernoulli(min(q/p, 1)) on a token drawn from the student is open with probability 1 − TV(p, q)."""
+    return x.gate_acceptance, 1 - x.tv
+
+
+# -------------------------------------------------------------------------------------------------- k1
+
+
+def _k1_loss_has_no_gradient() -> Evidence:
+    """E_p[∇(log p(y) − log q(y))] = E_p[∇log p] = 0: no signal, whatever the teacher."""
+    p, _ = _random_states()
+    vocab = p.shape[-1]
+    score = np.eye(vocab) - p[:, None, :]  # score[i, y] = ∇ log p(y) in the logits
+    return _agree("expected gradient of the k1 loss", np.einsum("ny,nyz->nz", p, score))
+
+
+@claim(
+    "tropd.k1", TROPD, "K1 estimator", "k1 is the reverse KL as a value and as a REINFORCE reward",
+    space=STATES, relation="==", sharpness="identity", checks=(_k1_loss_has_no_gradient,),
+    sketch="E_p[log(p/q)] is KL(p‖q), and −log ρ as the reward of REINFORCE gives its gradient since E_p[∇log p] = 0. "
+    "For the same reason k1 as a differentiable loss has expected gradient zero.",
+    latex=r"\mathbb{E}_{y\sim p}\Big[\log\frac{p_y}{q_y}\Big]=\mathrm{KL}(p\,\|\,q)",
+)  # fmt: skip
+def k1(x: Any) -> tuple[Any, Any]:
+    """The mean of log(p/q) over tokens of the student is KL(p‖q)."""
+    return -x.opd_mean, x.kl_pq
+
+
+# ------------------------------------------------------------------------------- the gated k1 objective
+
+
+def _f(ratio: Any) -> Any:
+    """f(ρ) = ρ − 1 − log ρ for ρ ≥ 1 and ½ρ log²ρ below: f(ρ) − ρ f′(ρ) = −min(ρ, 1) log ρ."""
+    return np.where(ratio >= 1, ratio - 1 - np.log(ratio), ratio * np.log(ratio) ** 2 / 2)
+
+
+def _gated_field_is_an_f_divergence() -> Evidence:
+    """The gated field against central differences of −Σ p f(q/p) in the logits."""
+    p, q = _random_states(100)
+    logits, h = np.log(p), 1e-5
+    numeric = np.empty_like(p)
+    for a in range(p.shape[-1]):
+        values = []
+        for sign in (1, -1):
+            moved = logits.copy()
+            moved[:, a] += sign * h
+            m = np.exp(moved) / np.exp(moved).sum(-1, keepdims=True)
+            values.append(-(m * _f(q / m)).sum(-1))
+        numeric[:, a] = (values[0] - values[1]) / (2 * h)
+    reward = rewards.expected_tropd_gate(q, p)
+    state = SingleState(p, q)
+    exact_field = state.p * (np.minimum(q / p, 1) * np.log(q / p) - np.asarray(reward)[:, None])
+    gap = float(np.abs(exact_field - numeric).max() / np.abs(numeric).max())
+    second = _f(np.array([0.2 - 1e-3, 0.2, 0.2 + 1e-3]))
+    concave = second[0] + second[2] - 2 * second[1] < 0
+    detail = f"field = −∇Σp f(ρ) within {gap:.0e} of finite differences; f'' < 0 at ρ = 0.2: {bool(concave)}"
+    return Evidence("check", gap < 1e-6 and bool(concave), detail)
+
+
+@claim(
+    "tropd.gated-k1-is-rkl", TROPD, "objective in the trust region", "The gated k1 term estimates a divergence",
+    space=INTERIOR, signed=True, relation="<=", checks=(_gated_field_is_an_f_divergence,),
+    sketch="E_p[−M log ρ] = −Σ min(p, q) log(q/p) drops the part of the sum that keeps KL(p‖q) non-negative. As a REINFORCE "
+    "signal the gate descends another divergence, Σ p f(ρ) with f(ρ) = ρ − 1 − log ρ for ρ ≥ 1 and ½ρ log²ρ below, which is not "
+    "convex; its raw estimate can be negative.",
+    latex=r"0\le \mathbb{E}_{y\sim p}\big[-M\log\rho\big]",
+    note="Read as: inside the trust region the gated term is a reverse KL, hence non-negative.",
+)  # fmt: skip
+def gated_k1(x: Any) -> tuple[Any, Any]:
+    """The expected gated term E_p[−M log ρ] is a reverse KL and therefore never negative."""
+    return 0, x.gated_k1
+
+
+# ---------------------------------------------------------------------------------------------- bounded
+
+
+@lru_cache(maxsize=1)
+def _gate_supremum() -> tuple[float, float, float]:
+    """sup over (p, q) of E_p[M log²ρ] = sup of the concave envelope at 1 of h(ρ) = min(ρ, 1) log²ρ.
+
+    Below 1, h(ρ) = ρ log²ρ; above, log²ρ.  The envelope at mean 1 is a chord from a tangent point a < 1 to a tangent
+    point b > 1 (both found by root search on the common-tangent equations).
+    Returns the supremum, a and b.
+    """
+    from scipy.optimize import fsolve
+
+    def equations(z: np.ndarray) -> list[float]:
+        a, b = np.exp(z[0]), np.exp(z[1])
+        la, lb = z
+        slope_a, slope_b = la * la + 2 * la, 2 * lb / b
+        return [slope_a - slope_b, a * la * la + slope_a * (b - a) - lb * lb]
+
+    la, lb = fsolve(equations, [-2.2, 1.4], xtol=1e-12)
+    a, b = np.exp(la), np.exp(lb)
+    return float(a * la**2 + (la * la + 2 * la) * (1 - a)), float(a), float(b)
+
+
+def _bounded_supremum() -> Evidence:
+    value, a, b = _gate_supremum()
+    weight = (b - 1) / (b - a)
+    p = np.array([weight, 1 - weight])
+    attained = SingleState(p, p * np.array([a, b])).gated_second_moment
+    detail = f"common tangent at ρ = {a:.6f} and {b:.6f}; supremum {value:.10f}, attained at V = 2: {float(attained):.10f}"
+    return Evidence("check", abs(float(attained) - value) < 1e-9, detail)
+
+
+_MICRO = 10**6
+
+
+def _chord() -> tuple[int, int]:
+    """A chord (c0 + c1 (ρ − 1))/10⁶ with whole c0, c1, two millionths above the common tangent."""
+    value, a, _ = _gate_supremum()
+    return round(value * _MICRO) + 2, round((np.log(a) ** 2 + 2 * np.log(a)) * _MICRO)
+
+
+def _majorant(below_one: bool) -> Any:
+    """The chord minus h in the variable s = log ρ; non-negative everywhere means E_p h ≤ c0 for every p, q."""
+
+    def margin(s: Any) -> Any:
+        c0, c1 = _chord()
+        return c0 + c1 * (exp(s) - 1) - _MICRO * (exp(s) * s * s if below_one else s * s)
+
+    return margin
+
+
+@claim(
+    "tropd.bounded", TROPD, "stability of the gated signal", "The gated signal has bounded second moment, whatever the vocabulary",
+    space=STATES, relation="<=", sharpness="tight",
+    proofs=(
+        balls.lemma("chord majorises ρ log²ρ on [e⁻⁴⁰, 1]", _majorant(True), [(-40, 0)], grade="balls"),
+        balls.lemma("chord majorises log²ρ on [1, e⁴⁰]", _majorant(False), [(0, 40)], grade="balls"),
+    ),
+    checks=(_bounded_supremum,),
+    sketch="E_p[M log²ρ] = E_p[h(ρ)] with h(ρ) = min(ρ, 1) log²ρ and E_p ρ ≤ 1. The common tangent of h on both sides of 1 "
+    "majorises h, so its value at 1 bounds the mean for every vocabulary; two tokens with ρ at the tangent points attain it. The balls "
+    "cover e^±40; beyond, h is under the line because ρ log²ρ → 0 and log²ρ grows slower than ρ.",
+    latex=r"\sup_{p,q}\ \mathbb{E}_p\big[M\log^2\rho\big]=0.9656\ldots",
+    mutants=(Mutant("no gate", "dies", "E_p log²ρ is unbounded", {"sides": lambda x: (_MICRO * x.opd_second_moment, _chord()[0])}),),
+    hypotheses=("q ≪ p or not: mass of q outside supp p only lowers E_p ρ",),
+)  # fmt: skip
+def bounded(x: Any) -> tuple[Any, Any]:
+    """E_p[M log²ρ] stays under one constant, the value at 1 of the common tangent of min(ρ, 1) log²ρ, for every vocabulary."""
+    return _MICRO * x.gated_second_moment, _chord()[0]
+
+
+# ------------------------------------------------------------------------------------------- stationary
+
+
+def _clear(x: Any) -> list[tuple[Any, str, Any]]:
+    """Students and teachers well apart and well inside the simplex, so that "not stationary" has a margin."""
+    return [(5 * x.tv, ">", 1), (10 * x.min_p, ">", 1), (10 * x.min_q, ">", 1)]
+
+
+def _stationary(x: Any) -> tuple[Any, Any]:
+    """Clip, mask and gate push the logits of p unless p = q (thresholds τ < 0, interior distributions).
+
+    As a checkable statement: where TV > 1/5 and all probabilities exceed 1/10, every squared push exceeds 10⁻⁶.
+    """
+    pushes = [x.direction_dot(s, s, x.floor) for s in ("clip", "mask", "gate")]
+    return 1, _MICRO * minimum(minimum(pushes[0], pushes[1]), pushes[2])
+
+
+entry(
+    "tropd.stationary", TROPD, "clip and mask outliers", "Clip, mask and gate are stationary only at the teacher",
+    statement=" ".join((_stationary.__doc__ or "").split()),
+    space=THRESHOLDED, sides=_stationary, given=_clear, signed=True, relation="<=",
+    assumption="a negative threshold τ < 0 (floor < 1)",
+    unassumed={"space": spaces.single_states(full_support=True, vocab=(2, 3, 4), extra={"floor": (0.05, 3.0)})},
+    hypotheses=("student and teacher have full support",),
+    sketch="An expected direction vanishes iff the signal is constant on the support. Clip: a constant τ would mean ρ ≤ e^τ < 1 everywhere, "
+    "against Σpρ = 1; so all log ρ are equal, hence 0. Mask: if the constant is 0, masked tokens have ρ < 1 and the others ρ = 1, so none is masked. "
+    "Gate: min(ρ, 1) log ρ = c with c > 0 puts every ρ above 1, c < 0 every ρ below; c = 0 gives ρ = 1. With τ ≥ 0 clipping "
+    "flattens every ρ ≤ e^τ to the same reward and p ≠ q can be stationary.",
+)  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------- direction
+
+
+def _gate_opposition(x: Any) -> tuple[Any, Any]:
+    return 0, x.direction_dot("gate", "rkl")
+
+
+
+
+def _fkl_restores() -> Evidence:
+    """On the counterexample that the search finds, does the gate with its forward-KL term agree with reverse KL again?"""
+    claim_ = Claim(id="tropd.direction", space=THREE, sides=_gate_opposition, signed=True)
+    found = search(claim_, seed=0)
+    if not found.refuted or found.values is None:
+        return Evidence("check", False, "no state where the gate opposes reverse KL was found")
+    assert claim_.space is not None
+    x = claim_.space.build(found.values, **(found.size or {}))
+    gated = x.direction_dot("gate", "rkl")
+    mended = {k: x.direction_dot("tropd", "rkl", 1, k) for k in range(1, x.vocab + 1)}
+    good = [k for k, v in mended.items() if v > 0]
+    detail = f"gate·rkl = {float(to_ball(gated).mid()):.4g}; with the forward-KL term it is positive for top-k with k in {good}"
+    return Evidence("check", bool(good), detail)
+
+
+@claim(
+    "tropd.direction", TROPD, "outlier handling keeps the direction", "The gated update never opposes reverse KL",
+    space=THREE, signed=True, checks=(_fkl_restores,), corrected_by=("tropd.direction/mask",),
+    sketch="Removing or damping the tokens with ρ < 1 changes the mean that REINFORCE subtracts; with three or more tokens the remaining "
+    "field can point uphill for KL(p‖q). The forward-KL term of the full objective mends it on the instance found.",
+    latex=r"\Big\langle \mathbb{E}_p[M\log\rho\,\nabla\log p],\ -\nabla \mathrm{KL}(p\|q)\Big\rangle\ge 0",
+)  # fmt: skip
+def direction(x: Any) -> tuple[Any, Any]:
+    """The expected gated update has a non-negative inner product with the descent direction of KL(p‖q)."""
+    return _gate_opposition(x)
+
+
+@claim(
+    "tropd.direction/mask", TROPD, "mask outlier", "The masked update never opposes reverse KL",
+    space=THRESHOLDED, signed=True,
+    sketch="As for the gate: masking tokens below the threshold changes the baseline as well as the signal.",
+)  # fmt: skip
+def direction_mask(x: Any) -> tuple[Any, Any]:
+    """The expected update with outliers masked has a non-negative inner product with the descent direction of KL(p‖q)."""
+    return 0, x.direction_dot("mask", "rkl", x.floor)
+
+
+# -------------------------------------------------------------------------------------------- mask-norm
+
+
+def _per_token_norm() -> Evidence:
+    """Masking multiplies each token's gradient by 0 or 1 and clipping (τ < 0) shrinks its reward: no token's norm grows."""
+    p, q = _random_states()
+    log_ratio = np.log(q / p)
+    worst = max(
+        float(np.max(np.abs(f(log_ratio, tau)) - np.abs(log_ratio)))
+        for f in (rewards.tropd_mask, rewards.tropd_clip) for tau in (-3.0, -1.0, -0.1)
+    )  # fmt: skip
+    return Evidence("check", worst <= 0.0, f"per token |masked or clipped reward| ≤ |reward|: largest excess {worst:.1e}")
+
+
+@claim(
+    "tropd.mask-norm", TROPD, "reduced gradient norms", "Masking outliers shrinks the mean gradient",
+    space=THRESHOLDED, relation="<=", checks=(_per_token_norm,),
+    sketch="Per token the norm can only fall. The mean gradient is a sum of vectors that partly cancel; removing some can lengthen it.",
+    latex=r"\|\mathbb{E}_p[1[\log\rho>\tau]\log\rho\,\nabla\log p]\|\le\|\mathbb{E}_p[\log\rho\,\nabla\log p]\|",
+)  # fmt: skip
+def mask_norm(x: Any) -> tuple[Any, Any]:
+    """The squared norm of the expected masked update is at most that of the unmasked one."""
+    return x.direction_dot("mask", "mask", x.floor), x.direction_dot("rkl", "rkl", x.floor)
+
+
+# ------------------------------------------------------------------------------------------ top-k forward KL
+
+
+@claim(
+    "tropd.topk-lower", TROPD, "top-k forward KL", "The top-k forward KL without a tail is a divergence below the forward KL",
+    space=spaces.single_states(full_support=True, vocab=(3, 4)), signed=True, corrected_by=("tropd.topk-lower/tail",),
+    sketch="Σ over the top k of q log(q/p) is a partial sum of KL(q‖p): the tokens left out may contribute negatively, and the partial sum itself may "
+    "be negative when the student puts more mass on the teacher's top k than the teacher does.",
+    latex=r"0\le \sum_{y\in \mathrm{TopK}(q)} q_y\log\frac{q_y}{p_y}\le \mathrm{KL}(q\|p)",
+)  # fmt: skip
+def topk_lower(x: Any) -> tuple[Any, Any]:
+    """The forward KL summed over the teacher's top two tokens lies between 0 and KL(q‖p) (as one statement: its
+    distance below 0 and above KL(q‖p) is nil)."""
+    value = x.topk_fkl(2)
+    return -minimum(value, x.kl_qp - value), 0
+
+
+@claim(
+    "tropd.topk-lower/tail", TROPD, "top-k forward KL, with a tail bucket", "With a tail bucket the top-k forward KL is a lower bound",
+    space=TOPK, sharpness="tight", relation="<=",
+    sketch="Merging tokens into a bucket is a deterministic map; by the data-processing inequality it can only lower KL(q‖p), and what is left is a KL of "
+    "distributions, hence non-negative. Equality when ρ is constant on the tail.",
+    mutants=(Mutant("reverse direction", "dies", "KL(p‖q) does not bound it", {"sides": lambda x: (x.topk_fkl_tail(2), x.kl_pq)}),),
+)  # fmt: skip
+def topk_lower_tail(x: Any) -> tuple[Any, Any]:
+    """KL(q‖p) on the teacher's top two tokens and one tail bucket is at most KL(q‖p)."""
+    return x.topk_fkl_tail(2), x.kl_qp
+
+
+def _topk_minimiser() -> Evidence:
+    """Gradient descent is not needed: the stationarity condition of −Σ_K q log p is p = q_K/P, checked as a zero field and a minimum."""
+    p, q = _random_states(200)
+    worst, gap = 0.0, 0.0
+    for k in (1, 2, 3):
+        head = np.asarray(divergences.topk_members(q, k))
+        mass = np.where(head, q, 0.0).sum(-1)
+        best = np.where(head, q, 0.0) / mass[:, None]
+        value = (np.where(head, q, 0.0) * np.log(np.where(head, q / np.maximum(best, 1e-300), 1.0))).sum(-1)
+        other = (np.where(head, q, 0.0) * np.log(np.where(head, q / p, 1.0))).sum(-1)
+        worst = max(worst, float((value - other).max()))
+        gap = max(gap, float(np.abs(np.abs(best - q).sum(-1) / 2 - (1 - mass)).max()))
+    ok = worst <= 0.0 and gap < 1e-12
+    return Evidence("check", ok, f"no student beats q restricted to the top k; its TV to q is 1 − P within {gap:.0e}")
+
+
+@claim(
+    "tropd.topk-bias", TROPD, "top-k forward KL", "The top-k objective is minimised by the renormalised top-k teacher",
+    space=INTERIOR, signed=True, checks=(_topk_minimiser,), sharpness="tight",
+    sketch="Over students p, Σ_K q log(q/p) = P·KL(q_K/P ‖ p_K/p(K)) + P log(P/p(K)) with P = q(K): both terms are smallest for p = q_K/P, where the value is "
+    "P log P. That student is at TV distance 1 − P from the teacher.",
+    latex=r"\min_p\sum_{y\in K}q_y\log\frac{q_y}{p_y}=P\log P,\qquad \mathrm{TV}(q_K/P,\,q)=1-P",
+    mutants=(Mutant("value zero", "dies", "the minimum P log P is negative", {"sides": lambda x: (0, x.topk_fkl(1))}),),
+)  # fmt: skip
+def topk_bias(x: Any) -> tuple[Any, Any]:
+    """For every student the top-1 forward KL without a tail is at least P log P, P the teacher's mass on its top token; the
+    minimiser is the teacher restricted to the top k."""
+    mass = x.topk_mass_q(1)
+    return mass * log(mass), x.topk_fkl(1)
+
+
+# --------------------------------------------------------------------------------------------------- JSD
+
+
+@claim(
+    "tropd.jsd", TROPD, "generalised JSD objective", "The k1 term of generalised JSD is minus TOP-D's reward",
+    space=WEIGHTED, relation="==", nature="ours", sharpness="identity",
+    sketch="With m = αq + (1−α)p, log(p/m) = −log(αρ + 1 − α) = −r̃ pointwise, so KL(p‖m) = −E_p[r̃]: generalised JSD's student term and TOP-D's reward are one.",
+    latex=r"\mathbb{E}_p\Big[\log\frac{p}{\alpha q+(1-\alpha)p}\Big]=-\mathbb{E}_p[\tilde r]",
+    mutants=(Mutant("weights swapped", "dies", "α weighs the teacher", {"sides": lambda x: (x.jsd(x.alpha) - x.alpha * x.kl_qp, -x.topd_mean(1 - x.alpha))}),),
+)  # fmt: skip
+def jsd(x: Any) -> tuple[Any, Any]:
+    """KL(p‖m) with m = αq + (1−α)p equals −E_p[log(αρ + 1 − α)]."""
+    return divergences.kl(x.p, x.mixture(x.alpha)), -x.topd_mean(x.alpha)
+
+
+# -------------------------------------------------------------------------------------------- suppressed
+
+
+@claim(
+    "tropd.suppressed", TROPD, "suppressed top-k tokens", "Suppressing the teacher's top tokens makes its divergence vanish",
+    space=spaces.single_states(full_support=True, vocab=(2, 3)), signed=True,
+    given=lambda x: [(10 * x.topk_mass_p(1), "<", 1)],
+    sketch="If the student's mass on the teacher's top tokens goes to 0 while the teacher's stays, KL(q‖p) → ∞ and KL(p‖q) stays away from 0: the tokens' "
+    "weight in E_p vanishes, not the divergence. Only the *gradient signal from sampling* fades.",
+    note="Read as: when the student's mass on the teacher's top token is small, KL(p‖q) is small (here: mass below 1/10 would give KL below 1/10).",
+)  # fmt: skip
+def suppressed(x: Any) -> tuple[Any, Any]:
+    """Where the student's mass on the teacher's top token is below 1/10, KL(p‖q) is below 1/10 as well."""
+    return 10 * x.kl_pq, 1
+
+
+# --------------------------------------------------------------------------------------------- off policy
+
+
+def _guidance_gradient() -> Evidence:
+    """E_{y~q}[∇ of −log(q/p)] against the gradient of the cross entropy, in the logits."""
+    p, q = _random_states()
+    score = np.eye(p.shape[-1]) - p[:, None, :]
+    guided = np.einsum("ny,nyz->nz", q, score)  # E_q ∇log p: log q does not depend on the student
+    return _agree("gradient of the guidance term − SFT gradient q − p", guided - (q - p))
+
+
+entry(
+    "tropd.offpolicy", TROPD, "off-policy guidance", "Guidance on teacher prefixes is supervised fine-tuning",
+    statement="On tokens drawn from the teacher, the guidance term's gradient is that of the negative log-likelihood: log q does not depend on the student.",
+    checks=(_guidance_gradient,), space=INTERIOR, relation="==", sharpness="identity",
+    sides=lambda x: (x.kl_qp + x.entropy_q, _cross_entropy(x)),
+    sketch="E_q[log(q/p)] = H(q, p) − H(q), and H(q) is a constant of the student: both have gradient p − q in the logits.",
+)  # fmt: skip
+
+
+def _cross_entropy(x: Any) -> Any:
+    return -x.expect_q(log(x.p))
