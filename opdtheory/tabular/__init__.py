@@ -9,9 +9,12 @@ from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.reward import Reward, terminal_reward, token_reward
 from opdtheory.tabular.single import SingleState
 from opdtheory.tabular.teacher import TeacherStudent
+from opdtheory.tabular.trajectories import Trajectories, sample_trajectories
 from opdtheory.tabular.tree import TokenTree
+from opdtheory.tabular.values import Values, action_values
 
 __all__ = [
     "DiscountedMDP", "FiniteContextChain", "IidBinary", "Policy", "PolicyContrast", "PolicyPair", "Reward",
-    "SingleState", "TeacherStudent", "TokenTree", "markov_sequence_tv", "terminal_reward", "token_reward",
+    "SingleState", "TeacherStudent", "TokenTree", "Trajectories", "Values", "action_values",
+    "markov_sequence_tv", "sample_trajectories", "terminal_reward", "token_reward",
 ]  # fmt: skip

@@ -210,8 +210,8 @@ def markov_sequence_tv(behavior: Any, target: Any, horizon: int, initial: Any = 
     """TV of the sequence laws of two binary first-order Markov chains.
 
     ``behavior`` and ``target`` (2, 2) hold P(next | last); ``initial`` is a pair of laws of the first token
-    ((2,), (2,)), default the first rows.  Sequences that agree in their first token, number of runs and number
-    of ones have equal probabilities; the classes and their sizes are listed, O(T²) of them (Whittle, 1955).
+    ((2,), (2,)), default the first rows.  Sequences that agree in their first token, number of runs and
+    number of ones have equal probabilities: O(T²) classes, listed with their sizes (Whittle, 1955).
 
     >>> round(markov_sequence_tv([[0.5, 0.5], [0.5, 0.5]], [[0.75, 0.25], [0.75, 0.25]], 2), 12)
     0.3125

@@ -54,6 +54,7 @@ class Policy(Table):
     @classmethod
     def uniform(cls, tree: TokenTree, *, exact: bool = False) -> Self:
         """The uniform policy, a single instance."""
+        tree.check_memory()
         shape = (tree.vocab, tree.contexts_total)
         if exact:
             flat = np.empty(shape, dtype=object)
@@ -133,6 +134,60 @@ class Policy(Table):
         posterior = np.where(nowhere, a + 0 * total, w1 / np.where(nowhere, one, total))
         return cls(tree, posterior * first.flat + (1 - posterior) * second.flat, first.batch_shape)
 
+    def truncated(self, *, top_k: int | None = None, top_p: Any = None) -> Policy:
+        """Keep the ``top_k`` likeliest actions, then the fewest of mass ≥ ``top_p``; renormalise.
+
+        Ties go to the lower action index; each cut acts on a distribution.
+        Raises ``ValueError`` for ``top_k`` outside 1..vocab and ``top_p`` outside (0, 1].
+        """
+        x, kept = self.flat, self
+        if top_k is not None:
+            whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
+            if not (whole and 1 <= top_k <= self.tree.vocab):
+                raise ValueError(f"top_k = {top_k!r}: expected an integer in 1..{self.tree.vocab}")
+            kept = self._renormalised(self._rank(x) < top_k)
+        if top_p is not None:
+            level = exact_number(top_p) if self.is_exact else float(top_p)
+            if not 0 < level <= 1:
+                raise ValueError(f"top_p = {top_p!r}: expected a mass in (0, 1]")
+            x = kept.flat
+            rank = self._rank(x)
+            likelier = rank[None] < rank[:, None]  # (action, other action, contexts[, batch])
+            before = np.where(likelier, x[None], x[None] * 0).sum(axis=1)
+            kept = kept._renormalised(before < level)
+        return kept
+
+    def _rank(self, x: np.ndarray) -> np.ndarray:
+        """Position of each action in its context by falling probability, ties by action index."""
+        public = list(np.argsort(self.tree.action_order))
+        order = np.argsort(-x[public], axis=0, kind="stable")
+        return np.argsort(order, axis=0, kind="stable")[list(self.tree.action_order)]
+
+    def _renormalised(self, keep: np.ndarray) -> Policy:
+        x = np.where(keep, self.flat, self.flat * 0)
+        return self._like(x / x.sum(axis=0))
+
+    def tempered(self, temperature: float) -> Policy:
+        """Probabilities to the power 1/temperature, renormalised (float policies)."""
+        if not temperature > 0:
+            raise ValueError(f"temperature = {temperature!r}: expected a number > 0")
+        with np.errstate(divide="ignore"):
+            return self._like(softmax(np.log(self.as_float().flat) / temperature))
+
+    def perturbed(self, scale: Any, *, seed: Any = 0) -> Policy:
+        """Logits plus independent normal noise of standard deviation ``scale`` (a number or the batch shape).
+
+        Zeros stay zero.  A single instance with an array of scales gives a batch.
+        """
+        width = np.asarray(scale, dtype=np.float64)
+        if not np.all(width >= 0):
+            raise ValueError(f"scale = {scale}: expected numbers >= 0")
+        base = self.as_float().broadcast(np.broadcast_shapes(self.batch_shape, width.shape))
+        noise = np.random.default_rng(seed).standard_normal(base.flat.shape)
+        width = np.broadcast_to(width, base.batch_shape).reshape(base.flat.shape[2:])
+        with np.errstate(divide="ignore"):
+            return base._like(softmax(np.log(base.flat) + width * noise))
+
     # ---- checks
 
     def validate(self) -> None:
@@ -202,10 +257,12 @@ class Policy(Table):
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the first axis; -inf gives 0."""
+    """Softmax over the first axis; -inf gives 0, as do results below the normal range of float64."""
     z = logits - logits.max(axis=0)
     np.exp(z, out=z)
     z /= z.sum(axis=0)
+    # subnormal probabilities would make ratios overflow
+    z[z < np.finfo(np.float64).tiny] = 0.0
     return z
 
 
