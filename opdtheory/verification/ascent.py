@@ -65,11 +65,13 @@ def scores(claim: Claim, instance: Any, lanes: int) -> tuple[np.ndarray, np.ndar
             score = lhs / (rhs + FLOOR)
         elif claim.relation in {"==", "identity"}:
             score = np.abs(lhs - rhs) / (1.0 + np.abs(lhs) + np.abs(rhs)) - EXCESS
+            score = np.where(np.isinf(lhs) != np.isinf(rhs), 1.0, score)
         else:
             score = lhs - rhs
         score = np.where(lhs == rhs, np.minimum(score, threshold(claim)) if claim.has_ratio else 0.0, score)
         score = np.where((lhs == rhs) & np.isinf(lhs), -1.0, score)
-        score = np.where(np.isposinf(rhs) & np.isfinite(lhs), -1.0 if not claim.has_ratio else 0.0, score)
+        if claim.relation not in {"==", "identity"}:
+            score = np.where(np.isposinf(rhs) & np.isfinite(lhs), -1.0 if not claim.has_ratio else 0.0, score)
     ratio = score
     feasible_by = np.full(lanes, np.inf)
     for a, relation, b in given:
