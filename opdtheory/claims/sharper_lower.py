@@ -20,93 +20,195 @@ SIGNED = policy_pairs(reward=(-1.0, 1.0))
 
 
 @claim(
-    "ours.s2", OURS, "s2", "Tangent bounds from both sides", space=FREE, nature="ours", signed=True, sharpness="tight",
-    hypotheses=(UNIT, ANY_SUPPORT), proof=f"{DOC}#ours-s2", lemmas=(k3_nonnegative,),
+    "ours.s2",
+    OURS,
+    "s2",
+    "Tangent bounds from both sides",
+    space=FREE,
+    nature="ours",
+    signed=True,
+    sharpness="tight",
+    hypotheses=(UNIT, ANY_SUPPORT),
+    proof=f"{DOC}#ours-s2",
+    lemmas=(k3_nonnegative,),
     latex=r"E_\mu[R\log W]\le J(\pi)-J(\mu)\le-E_\mu[(1-R)\log W]",
     sketch="W − 1 ≥ log W, weighted with R and with 1 − R.",
     note="The left side is the bound of expectation-maximisation and reward-weighted methods.",
     mutants=(
         Mutant("negative-reward", "dies", "W − 1 ≥ log W needs a non-negative weight", {"space": SIGNED}),
-        Mutant("same-weight-above", "dies", "the upper bound weighs with 1 − R",
-               {"sides": lambda x: (x.improvement + x.reward_log_w, 0)}),
+        Mutant(
+            "same-weight-above",
+            "dies",
+            "the upper bound weighs with 1 − R",
+            {"sides": lambda x: (x.improvement + x.reward_log_w, 0)},
+        ),
     ),
-)  # fmt: skip
+)
 def tangent(x: Any) -> Any:
     """E_μ[R log W] ≤ J(π) − J(μ) ≤ −E_μ[(1−R) log W]: the larger of the two violations is never positive."""
     return maximum(x.reward_log_w - x.improvement, x.improvement + x.cost_log_w), 0
 
 
 @claim(
-    "ours.s2/width", OURS, "s2", "The interval has width D", space=FREE, nature="ours", relation="==", sharpness="identity",
-    hypotheses=(ANY_SUPPORT,), proof=f"{DOC}#ours-s2",
+    "ours.s2/width",
+    OURS,
+    "s2",
+    "The interval has width D",
+    space=FREE,
+    nature="ours",
+    relation="==",
+    sharpness="identity",
+    hypotheses=(ANY_SUPPORT,),
+    proof=f"{DOC}#ours-s2",
     mutants=(
-        Mutant("reverse", "dies", "the width is the forward KL", {"sides": lambda x: (-x.reward_log_w - x.cost_log_w, x.reverse_kl_seq)}),
-        Mutant("half", "dies", "not half of it", {"sides": lambda x: (-x.reward_log_w - x.cost_log_w, x.kl_seq / 2)}),
+        Mutant(
+            "reverse",
+            "dies",
+            "the width is the forward KL",
+            {"sides": lambda x: (-x.reward_log_w - x.cost_log_w, x.reverse_kl_seq)},
+        ),
+        Mutant(
+            "half",
+            "dies",
+            "not half of it",
+            {"sides": lambda x: (-x.reward_log_w - x.cost_log_w, x.kl_seq / 2)},
+        ),
     ),
-)  # fmt: skip
+)
 def width(x: Any) -> Any:
     """−E_μ[(1−R) log W] − E_μ[R log W] = D."""
     return -x.reward_log_w - x.cost_log_w, x.kl_seq
 
 
 @claim(
-    "ours.s2/exp", OURS, "s2", "Exponential form of the tangent bound", nature="ours", sharpness="tight",
-    space=policy_pairs(reward=(0.05, 0.95)), hypotheses=("R ≥ 0", "0 < J(μ)"), proof=f"{DOC}#ours-s2-exp",
+    "ours.s2/exp",
+    OURS,
+    "s2",
+    "Exponential form of the tangent bound",
+    nature="ours",
+    sharpness="tight",
+    space=policy_pairs(reward=(0.05, 0.95)),
+    hypotheses=("R ≥ 0", "0 < J(μ)"),
+    proof=f"{DOC}#ours-s2-exp",
     latex=r"J(\mu)\exp\frac{E_\mu[R\log W]}{J(\mu)}\le J(\pi)",
     sketch="Jensen's inequality for exp under μ reweighted by R; with 1 − R for R it bounds J(π) from above.",
     mutants=(
-        Mutant("unweighted", "dies", "the exponent must be divided by J(μ) < 1 only because it is an R-weighted mean",
-               {"sides": lambda x: (x.J_behavior * exp(x.reward_log_w), x.J_target)}),
-        Mutant("doubled", "dies", "half the exponent", {"sides": lambda x: (x.J_behavior * exp(x.reward_log_w / x.J_behavior / 2), x.J_target)}),
+        Mutant(
+            "unweighted",
+            "dies",
+            "the exponent must be divided by J(μ) < 1 only because it is an R-weighted mean",
+            {"sides": lambda x: (x.J_behavior * exp(x.reward_log_w), x.J_target)},
+        ),
+        Mutant(
+            "doubled",
+            "dies",
+            "half the exponent",
+            {"sides": lambda x: (x.J_behavior * exp(x.reward_log_w / x.J_behavior / 2), x.J_target)},
+        ),
     ),
-)  # fmt: skip
+)
 def exponential(x: Any) -> Any:
     """J(μ)·exp(E_μ[R log W]/J(μ)) ≤ J(π), never below the linear form of s2."""
     return x.J_behavior * exp(x.reward_log_w / x.J_behavior), x.J_target
 
 
 @claim(
-    "ours.s7", OURS, "s7", "How large a surrogate can be", space=FREE, nature="ours", sharpness="asymptotic",
-    hypotheses=(UNIT, ANY_SUPPORT), proof=f"{DOC}#ours-s7", depends_on=("ours.s1",),
+    "ours.s7",
+    OURS,
+    "s7",
+    "How large a surrogate can be",
+    space=FREE,
+    nature="ours",
+    sharpness="asymptotic",
+    hypotheses=(UNIT, ANY_SUPPORT),
+    proof=f"{DOC}#ours-s7",
+    depends_on=("ours.s1",),
     latex=r"|L|\le\sqrt{D/2}+D",
     useful_when="deciding whether L minus a published penalty can be positive at all",
     sketch="|L| ≤ |J(π) − J(μ)| + |Error| ≤ TV_seq + D, Pinsker.",
     mutants=(
-        Mutant("pinsker-only", "dies", "L is not a difference of returns: √(D/2) alone is exceeded at T ≥ 2",
-               {"sides": lambda x: (absolute(x.surrogate), sqrt(x.kl_seq / 2))}),
-        Mutant("pinsker-misread", "dies", "√D/2 is not √(D/2)", {"sides": lambda x: (absolute(x.surrogate), sqrt(x.kl_seq) / 2)}),
+        Mutant(
+            "pinsker-only",
+            "dies",
+            "L is not a difference of returns: √(D/2) alone is exceeded at T ≥ 2",
+            {"sides": lambda x: (absolute(x.surrogate), sqrt(x.kl_seq / 2))},
+        ),
+        Mutant(
+            "pinsker-misread",
+            "dies",
+            "√D/2 is not √(D/2)",
+            {"sides": lambda x: (absolute(x.surrogate), sqrt(x.kl_seq) / 2)},
+        ),
     ),
-)  # fmt: skip
+)
 def surrogate_limit(x: Any) -> Any:
     """|L| ≤ √(D/2) + D."""
     return absolute(x.surrogate), bounds.surrogate_limit(x.kl_seq)
 
 
 @claim(
-    "ours.s7/first", OURS, "s7", "The surrogate over the improvement", space=COVERED, nature="ours", signed=True, sharpness="tight",
-    hypotheses=("R ≥ 0", NESTED), proof=f"{DOC}#ours-s7", lemmas=(SPLIT, k3_nonnegative),
+    "ours.s7/first",
+    OURS,
+    "s7",
+    "The surrogate over the improvement",
+    space=COVERED,
+    nature="ours",
+    signed=True,
+    sharpness="tight",
+    hypotheses=("R ≥ 0", NESTED),
+    proof=f"{DOC}#ours-s7",
+    lemmas=(SPLIT, k3_nonnegative),
     mutants=(
-        Mutant("no-penalty", "dies", "L can exceed the improvement", {"sides": lambda x: (x.surrogate, x.improvement)}),
-        Mutant("half-penalty", "dies", "half the penalty", {"sides": lambda x: (x.surrogate, x.improvement + x.reward_k3_sum / 2)}),
-        Mutant("negative-reward", "dies", "k3(W) ≥ 0 is weighted with R", {"space": policy_pairs(reward=(-1.0, 1.0), absolutely_continuous=True)}),
+        Mutant(
+            "no-penalty",
+            "dies",
+            "L can exceed the improvement",
+            {"sides": lambda x: (x.surrogate, x.improvement)},
+        ),
+        Mutant(
+            "half-penalty",
+            "dies",
+            "half the penalty",
+            {"sides": lambda x: (x.surrogate, x.improvement + x.reward_k3_sum / 2)},
+        ),
+        Mutant(
+            "negative-reward",
+            "dies",
+            "k3(W) ≥ 0 is weighted with R",
+            {"space": policy_pairs(reward=(-1.0, 1.0), absolutely_continuous=True)},
+        ),
     ),
-)  # fmt: skip
+)
 def surrogate_first(x: Any) -> Any:
     """L ≤ J(π) − J(μ) + E_μ[R Σ_t k3(ρ_t)]: a lower bound on the improvement from samples of μ."""
     return x.surrogate, x.improvement + x.reward_k3_sum
 
 
 @claim(
-    "ours.s8", OURS, "s8", "The best mask", space=FREE, nature="ours", signed=True, sharpness="tight",
-    hypotheses=("R ≥ 0", ANY_SUPPORT), proof=f"{DOC}#ours-s8", depends_on=("ours.s8/mask",), lemmas=(k3_nonnegative,),
+    "ours.s8",
+    OURS,
+    "s8",
+    "The best mask",
+    space=FREE,
+    nature="ours",
+    signed=True,
+    sharpness="tight",
+    hypotheses=("R ≥ 0", ANY_SUPPORT),
+    proof=f"{DOC}#ours-s8",
+    depends_on=("ours.s8/mask",),
+    lemmas=(k3_nonnegative,),
     latex=r"J(\pi)-J(\mu)\ge E_\mu[R\max(\log W,-1)]",
     sketch="W − 1 ≥ M log W − (1 − M) for M in [0, 1]; M = 1 where log W ≥ −1 is best.",
     mutants=(
         Mutant("negative-reward", "dies", "the weights must be non-negative", {"space": SIGNED}),
-        Mutant("higher-floor", "dies", "0.9 of the bound is above −1 times the mass that π gave up",
-               {"sides": lambda x: (9 * x.reward_floor_log_w / 10, x.improvement)}),
+        Mutant(
+            "higher-floor",
+            "dies",
+            "0.9 of the bound is above −1 times the mass that π gave up",
+            {"sides": lambda x: (9 * x.reward_floor_log_w / 10, x.improvement)},
+        ),
     ),
-)  # fmt: skip
+)
 def floor(x: Any) -> Any:
     """E_μ[R max(log W, −1)] ≤ J(π) − J(μ): samples of μ only, no unseen context, no maximum."""
     return bounds.floored_log_ratio_lower(x.reward_floor_log_w), x.improvement
@@ -120,75 +222,163 @@ def _mask_identity() -> Evidence:
 
 
 @claim(
-    "ours.s8/mask", OURS, "s8", "Every mask, response by response", nature="ours", signed=True, sharpness="tight",
-    space=scalars(w=LogBox((), 1e-4, 1e4), m=Box((), 0.0, 1.0)), hypotheses=("0 ≤ M ≤ 1", "W > 0"), proof=f"{DOC}#ours-s8",
-    proofs=(_mask_identity,), lemmas=(k3_nonnegative,),
-    note="Multiplied with R ≥ 0 and averaged: J(π) − J(μ) ≥ E_μ[M R Σ(ρ_t−1)] − E_μ[M R Σk3(ρ_t)] − E_μ[(1−M)R].",
-    mutants=(
-        Mutant("reward-lost-forgotten", "dies", "masked responses may have been worth something", {"sides": lambda x: (x.m * log(x.w), x.w - 1)}),
-        Mutant("mask-above-one", "dies", "up-weighting is not masking", {"space": scalars(w=LogBox((), 1e-4, 1e4), m=Box((), 0.0, 3.0))}),
+    "ours.s8/mask",
+    OURS,
+    "s8",
+    "Every mask, response by response",
+    nature="ours",
+    signed=True,
+    sharpness="tight",
+    space=scalars(w=LogBox((), 1e-4, 1e4), m=Box((), 0.0, 1.0)),
+    hypotheses=("0 ≤ M ≤ 1", "W > 0"),
+    proof=f"{DOC}#ours-s8",
+    proofs=(_mask_identity,),
+    lemmas=(k3_nonnegative,),
+    note=(
+        "Multiplied with R ≥ 0 and averaged: J(π) − J(μ) ≥ E_μ[M R Σ(ρ_t−1)] − E_μ[M R Σk3(ρ_t)] − "
+        "E_μ[(1−M)R]."
     ),
-)  # fmt: skip
+    mutants=(
+        Mutant(
+            "reward-lost-forgotten",
+            "dies",
+            "masked responses may have been worth something",
+            {"sides": lambda x: (x.m * log(x.w), x.w - 1)},
+        ),
+        Mutant(
+            "mask-above-one",
+            "dies",
+            "up-weighting is not masking",
+            {"space": scalars(w=LogBox((), 1e-4, 1e4), m=Box((), 0.0, 3.0))},
+        ),
+    ),
+)
 def mask(x: Any) -> Any:
     """M·log W − (1 − M) ≤ W − 1 for every likelihood ratio W > 0 and every mask M in [0, 1]."""
     return x.m * log(x.w) - (1 - x.m), x.w - 1
 
 
-_SAMPLES = ("independent prompts, averaged inside a group", "π independent of the evaluation sample",
-            "true sampler probabilities", "known reward range")  # fmt: skip
+_SAMPLES = (
+    "independent prompts, averaged inside a group",
+    "π independent of the evaluation sample",
+    "true sampler probabilities",
+    "known reward range",
+)
 
 
 @claim(
-    "ours.cert/tvseq", OURS, "cert", "Certified sequence TV", space=FREE, nature="ours", sharpness="tight",
-    hypotheses=(UNIT, *_SAMPLES), proof=f"{DOC}#ours-cert-tvseq",
+    "ours.cert/tvseq",
+    OURS,
+    "cert",
+    "Certified sequence TV",
+    space=FREE,
+    nature="ours",
+    sharpness="tight",
+    hypotheses=(UNIT, *_SAMPLES),
+    proof=f"{DOC}#ours-cert-tvseq",
     latex=r"|J(\pi)-J(\mu)|\le\mathrm{TV}_{\mathrm{seq}}=E_\mu(1-W)^+",
     mutants=(
-        Mutant("largest-context", "dies", "token TV is not sequence TV", {"sides": lambda x: (absolute(x.improvement), x.tv_max)}),
+        Mutant(
+            "largest-context",
+            "dies",
+            "token TV is not sequence TV",
+            {"sides": lambda x: (absolute(x.improvement), x.tv_max)},
+        ),
         Mutant("reward-range-2", "dies", "the span of R multiplies", {"space": DOUBLED}),
     ),
-)  # fmt: skip
+)
 def certified_tv(x: Any) -> Any:
     """|J(π) − J(μ)| ≤ TV_seq = E_μ(1 − W)⁺, the mean of a statistic in [0, 1]."""
     return absolute(x.improvement), bounds.improvement_limit(x.tv_seq)
 
 
 @claim(
-    "ours.cert/truncated", OURS, "cert", "Truncated importance sampling", space=FREE, nature="ours", sharpness="tight",
-    hypotheses=("R ≥ 0", *_SAMPLES), proof=f"{DOC}#ours-cert-truncated", latex=r"E_\mu[\min(W,c)R]\le J(\pi)",
+    "ours.cert/truncated",
+    OURS,
+    "cert",
+    "Truncated importance sampling",
+    space=FREE,
+    nature="ours",
+    sharpness="tight",
+    hypotheses=("R ≥ 0", *_SAMPLES),
+    proof=f"{DOC}#ours-cert-truncated",
+    latex=r"E_\mu[\min(W,c)R]\le J(\pi)",
     mutants=(
-        Mutant("negative-reward", "dies", "truncation lowers only non-negative rewards", {"space": SIGNED, "signed": True}),
-        Mutant("baseline", "dies", "J(μ) is not what it bounds", {"sides": lambda x: (x.reward_truncated(2), x.J_behavior)}),
+        Mutant(
+            "negative-reward",
+            "dies",
+            "truncation lowers only non-negative rewards",
+            {"space": SIGNED, "signed": True},
+        ),
+        Mutant(
+            "baseline",
+            "dies",
+            "J(μ) is not what it bounds",
+            {"sides": lambda x: (x.reward_truncated(2), x.J_behavior)},
+        ),
     ),
-)  # fmt: skip
+)
 def truncated(x: Any) -> Any:
     """E_μ[min(W, c)R] ≤ J(π), here with c = 2: the mean of a statistic in [0, c]."""
     return x.reward_truncated(2), x.J_target
 
 
 @claim(
-    "ours.cert/logw", OURS, "cert", "Improvement between two means of log ratios", space=FREE, nature="ours", signed=True, sharpness="tight",
-    hypotheses=(UNIT, *_SAMPLES), proof=f"{DOC}#ours-cert-logw", depends_on=("ours.s2",), lemmas=(k3_nonnegative,),
+    "ours.cert/logw",
+    OURS,
+    "cert",
+    "Improvement between two means of log ratios",
+    space=FREE,
+    nature="ours",
+    signed=True,
+    sharpness="tight",
+    hypotheses=(UNIT, *_SAMPLES),
+    proof=f"{DOC}#ours-cert-logw",
+    depends_on=("ours.s2",),
+    lemmas=(k3_nonnegative,),
     mutants=(
         Mutant("negative-reward", "dies", "W − 1 ≥ log W needs a non-negative weight", {"space": SIGNED}),
-        Mutant("upper-alone", "dies", "−E[log W]/2 is no upper bound", {"sides": lambda x: (x.improvement, (-x.reward_log_w - x.cost_log_w) / 2)}),
+        Mutant(
+            "upper-alone",
+            "dies",
+            "−E[log W]/2 is no upper bound",
+            {"sides": lambda x: (x.improvement, (-x.reward_log_w - x.cost_log_w) / 2)},
+        ),
     ),
-)  # fmt: skip
+)
 def certified_log_ratio(x: Any) -> Any:
-    """E_μ[R log W] ≤ J(π) − J(μ) ≤ −E_μ[(1−R) log W]: two sample means bracket the improvement; a bounded certificate
-    floors log W at −1 and caps it."""
-    return maximum(bounds.log_ratio_lower(x.reward_log_w) - x.improvement, x.improvement - bounds.log_ratio_upper(x.cost_log_w)), 0
+    """E_μ[R log W] ≤ J(π) − J(μ) ≤ −E_μ[(1−R) log W]: two sample means bracket the improvement; a bounded
+    certificate floors log W at −1 and caps it."""
+    return maximum(
+        bounds.log_ratio_lower(x.reward_log_w) - x.improvement,
+        x.improvement - bounds.log_ratio_upper(x.cost_log_w),
+    ), 0
 
 
 @claim(
-    "ours.cert/masked", OURS, "cert", "Floored and capped log ratios", space=FREE, nature="ours", signed=True, sharpness="tight",
-    hypotheses=("R ≥ 0", *_SAMPLES), proof=f"{DOC}#ours-cert-masked", depends_on=("ours.s8",), lemmas=(k3_nonnegative,),
+    "ours.cert/masked",
+    OURS,
+    "cert",
+    "Floored and capped log ratios",
+    space=FREE,
+    nature="ours",
+    signed=True,
+    sharpness="tight",
+    hypotheses=("R ≥ 0", *_SAMPLES),
+    proof=f"{DOC}#ours-cert-masked",
+    depends_on=("ours.s8",),
+    lemmas=(k3_nonnegative,),
     latex=r"E_\mu[R\min(\max(\log W,-1),c)]\le J(\pi)-J(\mu)",
     mutants=(
         Mutant("negative-reward", "dies", "the weights must be non-negative", {"space": SIGNED}),
-        Mutant("shifted", "dies", "the floor is the whole of what a response can lose",
-               {"sides": lambda x: (9 * x.reward_capped_log_w(1) / 10, x.improvement)}),
+        Mutant(
+            "shifted",
+            "dies",
+            "the floor is the whole of what a response can lose",
+            {"sides": lambda x: (9 * x.reward_capped_log_w(1) / 10, x.improvement)},
+        ),
     ),
-)  # fmt: skip
+)
 def certified_masked(x: Any) -> Any:
     """E_μ[R min(max(log W, −1), c)] ≤ J(π) − J(μ), here with c = 1: the mean of a statistic in [−1, c]."""
     return x.reward_capped_log_w(1), x.improvement

@@ -41,7 +41,8 @@ ZERO, ONE = (1, 0), (0, 1)
 
 
 def leak_then_leave(eps: Any) -> Rule:
-    """μ plays 0; π leaks ε to token 1 as long as it has played 0, and surely plays 1 right after its first 1."""
+    """μ plays 0; π leaks ε to token 1 as long as it has played 0, and surely plays 1 right after its first
+    1."""
 
     def rows(prefix: tuple[int, ...]) -> Rows:
         if sum(prefix) == 0:
@@ -61,7 +62,8 @@ def leak(eps: Any) -> Rule:
 
 
 def split_then_part(eta: Any) -> Rule:
-    """μ starts with token 1 with probability η, π never; after that start the two play different tokens for ever."""
+    """μ starts with token 1 with probability η, π never; after that start the two play different tokens for
+    ever."""
 
     def rows(prefix: tuple[int, ...]) -> Rows:
         if not prefix:
@@ -110,7 +112,11 @@ def k3_nonnegative() -> Evidence:
     """k3′(r) = (r − 1)/r changes sign at 1 only, and k3(1) = 0: the minimum over (0, ∞) is 0."""
     r = sp.symbols("r", positive=True)
     k3 = r - 1 - sp.log(r)
-    return Evidence("lemma", sp.simplify(sp.diff(k3, r) - (r - 1) / r) == 0 and k3.subs(r, 1) == 0, "k3 ≥ 0 on (0, ∞): sign of k3′")
+    return Evidence(
+        "lemma",
+        sp.simplify(sp.diff(k3, r) - (r - 1) / r) == 0 and k3.subs(r, 1) == 0,
+        "k3 ≥ 0 on (0, ∞): sign of k3′",
+    )
 
 
 def reverse_midpoint() -> Evidence:
@@ -120,7 +126,11 @@ def reverse_midpoint() -> Evidence:
     f = r * sp.log(r) - r + 1 - 4 * (half - 1 - sp.log(half))
     convex = sp.simplify(sp.diff(f, r, 2) - (1 - r) ** 2 / (r * (1 + r) ** 2)) == 0
     flat = sp.simplify(f.subs(r, 1)) == 0 and sp.simplify(sp.diff(f, r).subs(r, 1)) == 0
-    return Evidence("lemma", bool(convex and flat), "4·k3((1+ρ)/2) ≤ ρ log ρ − ρ + 1 on (0, ∞): convex, zero at 1 with its derivative")
+    return Evidence(
+        "lemma",
+        bool(convex and flat),
+        "4·k3((1+ρ)/2) ≤ ρ log ρ − ρ + 1 on (0, ∞): convex, zero at 1 with its derivative",
+    )
 
 
 def reverse_hellinger() -> Evidence:
@@ -129,7 +139,9 @@ def reverse_hellinger() -> Evidence:
     left = 2 * r**2 * sp.log(r) - r**2 + 1 - (1 - r) ** 2
     first = sp.simplify(left - 2 * r * (r * sp.log(r) - r + 1)) == 0
     second = sp.simplify(r * sp.log(r) - r + 1 - r * (1 / r - 1 + sp.log(r))) == 0
-    return Evidence("lemma", bool(first and second), "(1 − √ρ)² ≤ ρ log ρ − ρ + 1 on (0, ∞): reduces to k3 ≥ 0")
+    return Evidence(
+        "lemma", bool(first and second), "(1 − √ρ)² ≤ ρ log ρ − ρ + 1 on (0, ∞): reduces to k3 ≥ 0"
+    )
 
 
 def remainder_forms() -> Evidence:
@@ -154,7 +166,7 @@ def weierstrass() -> Evidence:
 def hellinger_cases() -> Evidence:
     """The four cases of the supersolution u(y) = −y (y ≤ 1), −2 + 1/y (y ≥ 1), as rational identities."""
     y, r = sp.symbols("y r", positive=True)
-    low, high = lambda z: -z, lambda z: -2 + 1 / z  # noqa: E731
+    low, high = lambda z: -z, lambda z: -2 + 1 / z
     quadratic = 2 * (1 - r) ** 2
 
     def gap(here: Any, there: Any) -> Any:
@@ -168,7 +180,11 @@ def hellinger_cases() -> Evidence:
         gap(high, low) - (3 / (2 * y) - (4 - y) * r + (2 - 1 / (2 * y)) * r**2),
         ((4 - y) ** 2 - 4 * (3 / (2 * y)) * (2 - 1 / (2 * y))) - (y - 1) ** 2 * (y**2 - 6 * y + 3) / y**2,
     ]
-    return Evidence("lemma", all(sp.cancel(sp.together(e)) == 0 for e in identities), "Hellinger supersolution: four cases symbolic")
+    return Evidence(
+        "lemma",
+        all(sp.cancel(sp.together(e)) == 0 for e in identities),
+        "Hellinger supersolution: four cases symbolic",
+    )
 
 
 def midpoint_hellinger(r: Any) -> Any:
@@ -179,7 +195,9 @@ def midpoint_hellinger(r: Any) -> Any:
 
 _W, _R = sp.symbols("W rho")
 _LOGS = sp.symbols("l1:4")
-STEP = algebra("one step adds (W−1)(ρ−1) to N", lambda: (_W * _R - 1) - (_W - 1) - (_R - 1) - (_W - 1) * (_R - 1))
+STEP = algebra(
+    "one step adds (W−1)(ρ−1) to N", lambda: (_W * _R - 1) - (_W - 1) - (_R - 1) - (_W - 1) * (_R - 1)
+)
 SPLIT = algebra(
     "N = k3(W) − Σk3(ρ_t), logarithms as free symbols",
     lambda: (_W - 1 - (_R - 1)) - ((_W - 1 - sum(_LOGS)) - ((_R - 1) - sum(_LOGS))),
@@ -187,7 +205,13 @@ SPLIT = algebra(
 MIDPOINT = (
     lemma("k3((1+ρ)/2) ≤ (5/8)(1−√ρ)² for √ρ ≤ 20", midpoint_hellinger, [(0, 20)], zeros=[1]),
     # beyond 20 the logarithm is dropped: r²/8 − 5r/4 + 9/8 has non-negative Taylor coefficients at 10
-    algebra("tail of the same beyond √ρ = 10", lambda: (_R**2 / 8 - 5 * _R / 4 + sp.Rational(9, 8)) - ((_R - 10) ** 2 / 8 + 5 * (_R - 10) / 4 + sp.Rational(9, 8))),
+    algebra(
+        "tail of the same beyond √ρ = 10",
+        lambda: (
+            (_R**2 / 8 - 5 * _R / 4 + sp.Rational(9, 8))
+            - ((_R - 10) ** 2 / 8 + 5 * (_R - 10) / 4 + sp.Rational(9, 8))
+        ),
+    ),
 )
 CASES = (
     hellinger_cases,
