@@ -1277,6 +1277,18 @@ def pair_reward_token_capped(x: PolicyPair, cap: Fraction) -> Any:
 
 
 @primitive("policy_pair")
+def pair_min_behavior(x: PolicyPair) -> Any:
+    """Smallest μ(a|c) of the tree."""
+    return min(p for level in x.mu for row in level for p in row)
+
+
+@primitive("policy_pair")
+def pair_min_target(x: PolicyPair) -> Any:
+    """Smallest π(a|c) of the tree."""
+    return min(p for level in x.pi for row in level for p in row)
+
+
+@primitive("policy_pair")
 def pair_support_ok(x: PolicyPair) -> Any:
     """1 if supp π ⊆ supp μ at every context of the tree, else 0."""
     return Fraction(int(all(p or not q for c in x.contexts for p, q in zip(*x.rows(c), strict=True))))
@@ -1542,6 +1554,24 @@ def teacher_expected_length_student(x: TeacherStudent) -> Any:
 def teacher_expected_length_teacher(x: TeacherStudent) -> Any:
     """Mean number of tokens of the teacher, EOS counted."""
     return x.expected_length(x.law_q)
+
+
+@primitive("teacher_student")
+def teacher_min_student(x: TeacherStudent) -> Any:
+    """Smallest student probability of the tree."""
+    return min(p for level in x.p for row in level for p in row)
+
+
+@primitive("teacher_student")
+def teacher_min_teacher(x: TeacherStudent) -> Any:
+    """Smallest teacher probability of the tree."""
+    return min(p for level in x.q for row in level for p in row)
+
+
+@primitive("teacher_student")
+def teacher_min_candidate(x: TeacherStudent) -> Any:
+    """Smallest candidate probability of the tree."""
+    return min(p for level in x.candidate for row in level for p in row)
 
 
 @primitive("teacher_student")
@@ -1822,6 +1852,12 @@ def state_value_gap_sup(x: SingleState) -> Any:
 
 
 @primitive("single_state")
+def state_p_covered(x: SingleState) -> Any:
+    """1 if supp p ⊆ supp q, else 0."""
+    return Fraction(int(all(b or not a for a, b in zip(x.p, x.q, strict=True))))
+
+
+@primitive("single_state")
 def state_support_ok(x: SingleState) -> Any:
     """1 if supp q ⊆ supp p, else 0."""
     return Fraction(int(all(a or not b for a, b in zip(x.p, x.q, strict=True))))
@@ -2046,6 +2082,18 @@ def state_gain(x: SingleState) -> Any:
 
 
 @primitive("single_state")
+def state_values_min(x: SingleState) -> Any:
+    """min values."""
+    return min(x.values)
+
+
+@primitive("single_state")
+def state_values_max(x: SingleState) -> Any:
+    """max values."""
+    return max(x.values)
+
+
+@primitive("single_state")
 def state_values_span(x: SingleState) -> Any:
     """max values - min values."""
     return max(x.values) - min(x.values)
@@ -2204,6 +2252,18 @@ def mdp_adv_max(x: DiscountedMDP) -> Any:
 def mdp_adv_target_max(x: DiscountedMDP) -> Any:
     """max_s |Σ_a π(a|s) A^μ(s, a)|."""
     return max(abs(g) for g in x.g)
+
+
+@primitive("discounted_mdp")
+def mdp_reward_min(x: DiscountedMDP) -> Any:
+    """Smallest reward."""
+    return min(r for row in x.reward for r in row)
+
+
+@primitive("discounted_mdp")
+def mdp_reward_max(x: DiscountedMDP) -> Any:
+    """Largest reward."""
+    return max(r for row in x.reward for r in row)
 
 
 @primitive("discounted_mdp")
@@ -2770,6 +2830,8 @@ def _primitives(node: Expression) -> set[str]:
 def _show(ends: tuple[Any, Any]) -> str:
     if isinstance(ends[0], float):
         return str(ends[0])
+    if ends[0] < 0 < ends[1] and _narrow(*ends):
+        return f"0 within {float(max(-ends[0], ends[1])):.1g}"
     middle = (ends[0] + ends[1]) / 2
     if ends[0] == ends[1] and len(str(middle)) <= 20:
         return str(middle)
