@@ -27,6 +27,11 @@ _DENSE_STATES = 64  # up to here a dense scatter matrix is faster than a sparse 
 _SEGMENT_NUMBERS = 1 << 20  # numbers kept of one table while passing over the steps
 
 
+def _total(name: str, doc: str) -> Any:
+    """A public attribute that is one of the sums of the pass over the steps."""
+    return property(lambda self: self._sum(name), doc=doc)
+
+
 class FiniteContextChain:
     """Behaviour μ and target π over states, with an additive reward; quantities as in ``PolicyPair``.
 
@@ -214,6 +219,8 @@ class FiniteContextChain:
             "mu": mu,
             "pi": pi,
             "diff": diff,
+            "drawn_pi": np.where(drawn, pi, zero),
+            "drawn_diff": np.where(drawn, diff, zero),
             "rho2": np.where(drawn, local.weigh(pi, rho), zero),
             "rho_diff": np.where(drawn, local.weigh(diff, rho), zero),
             "chi2": np.where(drawn, local.chi2_terms(mu, pi, diff), zero),
@@ -221,13 +228,19 @@ class FiniteContextChain:
 
     @cached_property
     def _kernel(self) -> np.ndarray | None:
-        """The step (d, shift, square) → next as one matrix, for few states and homogeneous float tables."""
+        """The step of ``_advance`` as one matrix, for few states and homogeneous float tables."""
         if self.is_exact or len(self._mu) > 1 or self.batch_shape or self.states > _DENSE_STATES:
             return None
         k = {name: self._square(x[0]) for name, x in self._steps.items()}
         zero = np.zeros_like(k["mu"])
         return np.block(
-            [[k["mu"], zero, zero], [k["diff"], k["pi"], zero], [k["chi2"], 2 * k["rho_diff"], k["rho2"]]]
+            [
+                [k["mu"], zero, zero, zero, zero],
+                [k["diff"], k["pi"], zero, zero, zero],
+                [k["drawn_diff"], zero, k["drawn_pi"], zero, zero],
+                [zero, zero, zero, k["rho2"], zero],
+                [k["chi2"], zero, 2 * k["rho_diff"], zero, k["rho2"]],
+            ]
         )
 
     def _square(self, weights: np.ndarray) -> np.ndarray:
@@ -238,17 +251,23 @@ class FiniteContextChain:
         return self._move(columns)
 
     def _advance(self, t: int, z: np.ndarray) -> np.ndarray:
-        """(d, shift, square), each (states[, batch]), one step later.
+        """The five quantities of every state ``(5, states[, batch])`` one step later.
 
-        d is the occupancy under μ, shift that under π minus d, square E_μ[(W - 1)²; state]; none is a
-        difference of nearly equal numbers.
+        Occupancy d under μ; shift, that under π minus d; and by state E_μ[W - 1], E_μ[W²], E_μ[(W - 1)²].
+        None is computed as a difference of nearly equal numbers.
         """
         if self._kernel is not None:
             return (self._kernel @ z.reshape(-1)).reshape(z.shape)
-        d, shift, square = (x[:, None] for x in z)
+        d, shift, excess, second, square = (x[:, None] for x in z)
         c = {name: self._at(x, t) for name, x in self._steps.items()}
-        moved = c["chi2"] * d + 2 * c["rho_diff"] * shift + c["rho2"] * square
-        return np.stack([self._move(w) for w in (c["mu"] * d, c["pi"] * shift + c["diff"] * d, moved)])
+        weights = (
+            c["mu"] * d,
+            c["pi"] * shift + c["diff"] * d,
+            c["drawn_pi"] * excess + c["drawn_diff"] * d,
+            c["rho2"] * second,
+            c["chi2"] * d + 2 * c["rho_diff"] * excess + c["rho2"] * square,
+        )
+        return np.stack([self._move(w) for w in weights])
 
     def _q_segment(self, start: int, stop: int, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Q^μ of the steps start..stop-1 from the value after them, and the value before them."""
@@ -273,30 +292,40 @@ class FiniteContextChain:
             after[start] = value
             value = self._q_segment(start, min(start + length, self.horizon), value)[1]
         out: dict[str, Any] = {"J_behavior": asum(self._initial * value, 0)}
-        z = np.stack([self._initial, self._initial * 0, self._initial * 0])
+        zero = self._initial * 0
+        z = np.stack([self._initial, zero, zero, self._initial, zero])
+        # the contexts of the tree: states that exist at a step, whether a policy visits them or not
+        alive = np.asarray(self._initial != 0, dtype=bool).reshape(self.states, -1).any(axis=1)
+        settled = False
         with np.errstate(over="ignore", invalid="ignore"):
             for start in starts:
                 stop = min(start + length, self.horizon)
-                block = []
+                block, exists = [], []
                 for t in range(start, stop):
                     block.append(z)
+                    exists.append(alive)
                     if t < self.horizon - 1:
                         z = self._advance(t, z)
-                d, shift, square = np.stack(block, axis=1)
-                part = self._segment_sums(start, stop, after[start], d, shift, square)
+                    if not settled:
+                        before, alive = alive, self._after(alive)
+                        settled = np.array_equal(before, alive)
+                part = self._segment_sums(
+                    start, stop, after[start], np.stack(block, axis=1), np.stack(exists)
+                )
                 for name, x in part.items():
                     pick = maximum if name.endswith("_max") else np.add
                     out[name] = pick(out[name], x) if name in out else x
         return out
 
     def _segment_sums(
-        self, start: int, stop: int, value: np.ndarray, d: np.ndarray, shift: np.ndarray, square: np.ndarray
+        self, start: int, stop: int, value: np.ndarray, block: np.ndarray, exists: np.ndarray
     ) -> dict[str, Any]:
+        d, shift, _excess, second, square = block
         rows = slice(start, stop) if self.time_varying else slice(None)
         mu, pi = self._mu[rows], self._pi[rows]
         g = asum((pi - mu) * self._q_segment(start, stop, value)[0], 2)
         tv, kl, reverse, k3, chi2 = (np.broadcast_to(x[rows], d.shape) for x in self._divergences)
-        exists = self._existing[start:stop][(..., *(None,) * (d.ndim - 2))]
+        exists = exists[(..., *(None,) * (d.ndim - 2))]
 
         def total(weights: np.ndarray, x: np.ndarray) -> Any:
             return asum(asum(local.weigh(weights, x), 1), 0)
@@ -315,7 +344,7 @@ class FiniteContextChain:
             "reverse_kl_seq": total(d + shift, reverse),
             "k3_sum": total(d, k3),
             "ratio_martingale": total(square, chi2),
-            "chi2_seq": total(square + 2 * shift + d, chi2),
+            "chi2_seq": total(second, chi2),
             "tv_max": largest(tv),
             "kl_max": largest(kl),
             "reverse_kl_max": largest(reverse),
@@ -329,21 +358,11 @@ class FiniteContextChain:
         mu, pi = np.moveaxis(self._mu, 2, 0), np.moveaxis(self._pi, 2, 0)
         return (local.tv(mu, pi), *local.kl_family(mu, pi), local.chi2(mu, pi))
 
-    @cached_property
-    def _existing(self) -> np.ndarray:
-        """Which states some tokens, likely or not, lead to at each step: the contexts of the tree."""
-        alive = np.asarray(self._initial != 0, dtype=bool)
-        alive = alive.any(axis=-1) if alive.ndim > 1 else alive
-        out = np.zeros((self.horizon, self.states), dtype=bool)
-        for t in range(self.horizon):
-            out[t] = alive
-            reached = self.next_state[alive]
-            after = np.zeros_like(alive)
-            after[reached[reached >= 0]] = True
-            if t and np.array_equal(after, alive):
-                out[t:] = alive
-                break
-            alive = after
+    def _after(self, alive: np.ndarray) -> np.ndarray:
+        """Which states some token, likely or not, leads to from the states ``alive``."""
+        out = np.zeros_like(alive)
+        reached = self.next_state[alive]
+        out[reached[reached >= 0]] = True
         return out
 
     def _sum(self, name: str) -> Any:
@@ -351,20 +370,9 @@ class FiniteContextChain:
 
     # ---- returns
 
-    @property
-    def J_behavior(self) -> Any:
-        """J(μ)."""
-        return self._sum("J_behavior")
-
-    @property
-    def surrogate(self) -> Any:
-        """L = Σ_t E_{d_t^μ}[g_t]."""
-        return self._sum("surrogate")
-
-    @property
-    def error(self) -> Any:
-        """J(π) - J(μ) - L."""
-        return self._sum("error")
+    J_behavior = _total("J_behavior", "J(μ).")
+    surrogate = _total("surrogate", "L = Σ_t E_{d_t^μ}[g_t].")
+    error = _total("error", "J(π) - J(μ) - L.")
 
     @property
     def improvement(self) -> Any:
@@ -376,77 +384,26 @@ class FiniteContextChain:
         """J(π)."""
         return self.J_behavior + self.improvement
 
-    @property
-    def adv_target_max(self) -> Any:
-        """max |g_t(s)| over steps and the states that exist there."""
-        return self._sum("g_max")
-
-    @property
-    def expected_length_behavior(self) -> Any:
-        """Mean number of tokens under μ."""
-        return self._sum("length")
-
-    @property
-    def expected_length_target(self) -> Any:
-        """Mean number of tokens under π."""
-        return self._sum("length_target")
-
+    adv_target_max = _total("g_max", "max |g_t(s)| over steps and the states that exist there.")
+    expected_length_behavior = _total("length", "Mean number of tokens under μ.")
+    expected_length_target = _total("length_target", "Mean number of tokens under π.")
     # ---- divergences
 
-    @property
-    def tv_max(self) -> Any:
-        """max TV(μ, π) over the states that exist within the horizon."""
-        return self._sum("tv_max")
-
-    @property
-    def tv_sum(self) -> Any:
-        """Σ_t E_{d_t^μ}[TV]."""
-        return self._sum("tv_sum")
-
-    @property
-    def kl_max(self) -> Any:
-        """max KL(μ‖π)."""
-        return self._sum("kl_max")
-
-    @property
-    def kl_seq(self) -> Any:
-        """D_seq = KL(μ‖π) of sequences."""
-        return self._sum("kl_seq")
-
-    @property
-    def reverse_kl_max(self) -> Any:
-        """max KL(π‖μ)."""
-        return self._sum("reverse_kl_max")
-
-    @property
-    def reverse_kl_sum(self) -> Any:
-        """Σ_t E_{d_t^μ}[KL(π‖μ)]."""
-        return self._sum("reverse_kl_sum")
-
-    @property
-    def reverse_kl_seq(self) -> Any:
-        """KL(π‖μ) of sequences."""
-        return self._sum("reverse_kl_seq")
-
-    @property
-    def k3_sum(self) -> Any:
-        """E_μ Σ_t k3(ρ_t)."""
-        return self._sum("k3_sum")
-
-    @property
-    def chi2_max(self) -> Any:
-        """max χ²(π‖μ)."""
-        return self._sum("chi2_max")
-
-    @property
-    def ratio_martingale(self) -> Any:
-        """E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t); inf beyond the range of float64."""
-        return self._sum("ratio_martingale")
-
-    @property
-    def chi2_seq(self) -> Any:
-        """χ²(π‖μ) of sequences, Σ_t E_μ[W_{t-1}² χ²(c_t)]; inf beyond the range of float64."""
-        return self._sum("chi2_seq")
+    tv_max = _total("tv_max", "max TV(μ, π) over the states that exist within the horizon.")
+    tv_sum = _total("tv_sum", "Σ_t E_{d_t^μ}[TV].")
+    kl_max = _total("kl_max", "max KL(μ‖π).")
+    kl_seq = _total("kl_seq", "D_seq = KL(μ‖π) of sequences.")
+    reverse_kl_max = _total("reverse_kl_max", "max KL(π‖μ).")
+    reverse_kl_sum = _total("reverse_kl_sum", "Σ_t E_{d_t^μ}[KL(π‖μ)].")
+    reverse_kl_seq = _total("reverse_kl_seq", "KL(π‖μ) of sequences.")
+    k3_sum = _total("k3_sum", "E_μ Σ_t k3(ρ_t).")
+    chi2_max = _total("chi2_max", "max χ²(π‖μ).")
+    ratio_martingale = _total(
+        "ratio_martingale", "E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t); inf beyond the range of float64."
+    )
+    chi2_seq = _total(
+        "chi2_seq", "χ²(π‖μ) of sequences, Σ_t E_μ[W_{t-1}² χ²(c_t)]; inf beyond the range of float64."
+    )
 
     @cached_property
     def hellinger2_seq(self) -> Any:
