@@ -1976,6 +1976,37 @@ def state_gated_second_moment(x: SingleState) -> Any:
     return x.mean(lambda rho: weigh(min(rho, Fraction(1)), x.log(rho) ** 2))
 
 
+@primitive("single_state")
+def state_mean_ratio_distance(x: SingleState) -> Any:
+    """E_p|ρ - 1|."""
+    return x.mean(lambda rho: abs(rho - 1))
+
+
+@primitive("single_state")
+def state_topk_tv_head(x: SingleState, k: int) -> Any:
+    """½ Σ|p - q| over the top k tokens of p, the tail left out."""
+    return sum((abs(x.p[y] - x.q[y]) for y in x.top(x.p, k)), Fraction(0)) / 2
+
+
+@primitive("single_state")
+def state_dppo_tv_drift(x: SingleState, delta: Fraction) -> Any:
+    """d/dt TV(p, q_t) at t = 0 when the logits of q follow E_p[M ρ Â ∇log q], M DPPO's mask with TV(p, q) > delta."""
+    if min(x.p) == 0 or min(x.q) == 0:
+        raise Refused("instance: the drift needs full support")
+    mean = dot(x.p, x.values)
+    outside = tv(x.p, x.q) > delta
+    gradient = [Fraction(0)] * x.vocab
+    for y, (mu, pi, value) in enumerate(zip(x.p, x.q, x.values, strict=True)):
+        advantage, rho = value - mean, pi / mu
+        masked = outside and ((advantage > 0 and rho > 1) or (advantage < 0 and rho < 1))
+        for z in range(x.vocab):
+            score = (1 if z == y else 0) - x.q[z]  # ∂ log q(y) / ∂ logit z
+            gradient[z] += 0 if masked else mu * rho * advantage * score
+    mean_gradient = dot(x.q, gradient)
+    velocity = [b * (g - mean_gradient) for b, g in zip(x.q, gradient, strict=True)]
+    return sum(((1 if b > a else -1 if b < a else 0) * v for a, b, v in zip(x.p, x.q, velocity, strict=True)), Fraction(0)) / 2
+
+
 def _direction(x: SingleState, signal: str, floor: Any, k: int) -> list[Any]:
     """Expected update direction in the logits of p, for full support."""
     if min(x.p) == 0 or min(x.q) == 0:
@@ -2007,7 +2038,10 @@ def _direction(x: SingleState, signal: str, floor: Any, k: int) -> list[Any]:
 
 @primitive("single_state")
 def state_direction_dot(x: SingleState, first: str, second: str, floor: Any = Fraction(1), k: int = 1) -> Any:
-    """Inner product of two expected TrOPD update directions: rkl, gate, clip, mask (floor = e^τ), fkl (top k), tropd."""
+    """Inner product of two expected TrOPD update directions.
+
+    Directions: rkl, gate, clip and mask (floor = e^τ), fkl (top k), tropd.
+    """
     return dot(_direction(x, first, floor, k), _direction(x, second, floor, k))
 
 
@@ -2791,6 +2825,17 @@ def _verify(c: dict[str, Any]) -> Verdict:
     return Verdict(True, reason, claim, own["lhs"], own["rhs"])
 
 
+_SIGNS = {
+    "add": (" + ", ()),
+    "sub": (" - ", ("add", "sub", "neg")),
+    "neg": ("-", ("add", "sub", "neg")),
+    "mul": ("·", ("add", "sub", "neg")),
+    "div": ("/", ("add", "sub", "neg", "mul", "div")),
+    "pow": ("^", ("add", "sub", "neg", "mul", "div", "pow")),
+}
+"""How an operation is written, and which operands it puts in brackets."""
+
+
 def formula(node: Expression) -> str:
     """An expression, already understood, as a line of text.
 
@@ -2804,12 +2849,8 @@ def formula(node: Expression) -> str:
         named = args[1].items() if len(args) > 1 else ()
         inner = ", ".join(f"{k}={v['scalar'] if isinstance(v, dict) else v}" for k, v in named)
         return f"{args[0]}({inner})" if inner else str(args[0])
-    if op in ("add", "sub", "mul", "div", "pow", "neg"):
-        sign, inside = {
-            "add": (" + ", ()), "sub": (" - ", ("add", "sub", "neg")), "mul": ("·", ("add", "sub", "neg")),
-            "div": ("/", ("add", "sub", "neg", "mul", "div")), "pow": ("^", ("add", "sub", "neg", "mul", "div", "pow")),
-            "neg": ("-", ("add", "sub", "neg")),
-        }[op]  # fmt: skip
+    if op in _SIGNS:
+        sign, inside = _SIGNS[op]
         texts = [formula(a) if isinstance(a, list) else str(a) for a in args]
         bare = ("add", "sub") if op == "sub" else ("mul", "div") if op == "div" else ()
         for k, a in enumerate(args):

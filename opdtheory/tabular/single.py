@@ -168,6 +168,11 @@ class SingleState:
         """KL(q‖p) on the top ``k`` actions of q and one tail bucket."""
         return divergences.topk_kl(self.q, self.p, k)
 
+    def topk_tv_head(self, k: int) -> Any:
+        """½ Σ|p − q| over the top ``k`` actions of p, the tail left out."""
+        head = divergences.topk_members(self.p, k)
+        return asum(np.where(head, absolute(self.p - self.q), 0 * self.p)) / 2
+
     def _topk_mass(self, x: np.ndarray, k: int) -> Any:
         return asum(np.where(divergences.topk_members(self.q, k), x, x * 0), -1)
 
@@ -367,6 +372,26 @@ class SingleState:
     def gated_second_moment(self) -> Any:
         """E_p[M log² ρ], P(M = 1) = min(ρ, 1)."""
         return asum(local.weigh(minimum(self.p, self.q), self.log_ratio * self.log_ratio))
+
+    # ---- the masked policy gradient of DPPO (p rolls out, q is trained, values are rewards)
+
+    @cached_property
+    def mean_ratio_distance(self) -> Any:
+        """E_p|ρ − 1|."""
+        return asum(np.where(self.p > 0, absolute(self.q - self.p), 0 * self.p))
+
+    def dppo_tv_drift(self, delta: Any) -> Any:
+        """Rate of change of TV(p, q) when the logits of q follow the DPPO-masked policy gradient, full support.
+
+        The gradient is E_{y~p}[M ρ Â ∇log q(y)] with Â = values − E_p values and the exact TV(p, q) > δ as the mask's test.
+        """
+        advantage = self._values - self._column(self.mean_values)
+        outward = ((advantage > 0) & (self.q > self.p)) | ((advantage < 0) & (self.q < self.p))
+        weight = self.q * np.where(outward & self._column(self.tv > delta), 0 * advantage, advantage)
+        gradient = weight - self.q * self._column(asum(weight))
+        velocity = self.q * (gradient - self._column(asum(self.q * gradient)))
+        sign = (self.q > self.p).astype(int) - (self.q < self.p).astype(int)
+        return asum(sign * velocity) / 2
 
     # ---- expected update directions of TrOPD's signals, in the logits of p
 
