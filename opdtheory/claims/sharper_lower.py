@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
+import numpy as np
 import sympy as sp
 
 from opdtheory import bounds
 from opdtheory.claims.sharper import ANY_SUPPORT, COVERED, DOC, DOUBLED, FREE, NESTED, UNIT
 from opdtheory.claims.sharper_steps import SPLIT, k3_nonnegative
 from opdtheory.claims.sources import OURS
+from opdtheory.confidence import METHODS, interval, log_change_values, truncated_values, tv_values
 from opdtheory.elementary import absolute, exp, log, maximum, sqrt
 from opdtheory.spaces import Box, LogBox, policy_pairs, scalars
-from opdtheory.verification.claim import Mutant
+from opdtheory.verification.claim import Mutant, Proof
 from opdtheory.verification.evidence import Evidence
 from opdtheory.verification.registry import claim
 
@@ -258,6 +262,47 @@ def mask(x: Any) -> Any:
     return x.m * log(x.w) - (1 - x.m), x.w - 1
 
 
+_INSTANCES = (
+    # (μ, π, R) of four responses: near, far, one response given up, one hardly sampled
+    ((0.4, 0.3, 0.2, 0.1), (0.35, 0.3, 0.2, 0.15), (0.0, 1.0, 0.0, 1.0)),
+    ((0.25, 0.25, 0.25, 0.25), (0.7, 0.1, 0.1, 0.1), (1.0, 0.0, 1.0, 0.0)),
+    ((0.5, 0.3, 0.1, 0.1), (0.5, 0.5, 0.0, 0.0), (0.0, 0.5, 1.0, 1.0)),
+    ((0.9, 0.05, 0.03, 0.02), (0.1, 0.3, 0.3, 0.3), (0.0, 1.0, 1.0, 1.0)),
+)
+_DRAWS, _CONFIDENCE = 6, 0.8
+
+
+def covered(
+    name: str, values: Callable[..., Any], target: Callable[..., Any], bounds_: tuple[float, float]
+) -> Proof:
+    """Every sample of six independent responses, weighted with its exact probability: how often does the
+    lower confidence bound of a statistic stay below what it certifies?"""
+
+    def run() -> Evidence:
+        draws = np.array(list(product(range(4), repeat=_DRAWS)))
+        worst = 1.0
+        for mu, pi, reward in (np.array(rows) for rows in _INSTANCES):
+            with np.errstate(divide="ignore"):
+                statistic = values(np.log(pi / mu), reward)
+            probability = mu[draws].prod(axis=1)
+            truth = target(mu, pi, reward)
+            for method in METHODS:
+                lower = interval(
+                    statistic[draws], method, confidence=_CONFIDENCE, bounds=bounds_, side="lower"
+                ).lower
+                worst = min(worst, float(probability[np.asarray(lower) <= truth + 1e-12].sum()))
+        detail = f"{name}: coverage at least {worst:.4f} (asked {_CONFIDENCE}) over all samples of {_DRAWS}, "
+        detail += f"{len(_INSTANCES)} laws on four responses, {', '.join(METHODS)}"
+        return Evidence("lemma", worst >= _CONFIDENCE, detail)
+
+    run.__name__ = name
+    return run
+
+
+def _change(mu: Any, pi: Any, reward: Any) -> float:
+    return float(((pi - mu) * reward).sum())
+
+
 _SAMPLES = (
     "independent prompts, averaged inside a group",
     "π independent of the evaluation sample",
@@ -277,6 +322,14 @@ _SAMPLES = (
     hypotheses=(UNIT, *_SAMPLES),
     proof=f"{DOC}#ours-cert-tvseq",
     latex=r"|J(\pi)-J(\mu)|\le\mathrm{TV}_{\mathrm{seq}}=E_\mu(1-W)^+",
+    lemmas=(
+        covered(
+            "TV from above",
+            lambda w, r: 1 - tv_values(w),
+            lambda m, p, r: 1 - abs(m - p).sum() / 2,
+            (0.0, 1.0),
+        ),
+    ),
     mutants=(
         Mutant(
             "largest-context",
@@ -303,6 +356,14 @@ def certified_tv(x: Any) -> Any:
     hypotheses=("R ≥ 0", *_SAMPLES),
     proof=f"{DOC}#ours-cert-truncated",
     latex=r"E_\mu[\min(W,c)R]\le J(\pi)",
+    lemmas=(
+        covered(
+            "truncated return",
+            lambda w, r: truncated_values(w, r, 2.0),
+            lambda m, p, r: float((p * r).sum()),
+            (0.0, 2.0),
+        ),
+    ),
     mutants=(
         Mutant(
             "negative-reward",
@@ -335,7 +396,15 @@ def truncated(x: Any) -> Any:
     hypotheses=(UNIT, *_SAMPLES),
     proof=f"{DOC}#ours-cert-logw",
     depends_on=("ours.s2",),
-    lemmas=(k3_nonnegative,),
+    lemmas=(
+        k3_nonnegative,
+        covered(
+            "improvement from above",
+            lambda w, r: log_change_values(w, 1 - r, np.e),
+            lambda m, p, r: -_change(m, p, r),
+            (-1.0, 1.0),
+        ),
+    ),
     mutants=(
         Mutant("negative-reward", "dies", "W − 1 ≥ log W needs a non-negative weight", {"space": SIGNED}),
         Mutant(
@@ -367,7 +436,10 @@ def certified_log_ratio(x: Any) -> Any:
     hypotheses=("R ≥ 0", *_SAMPLES),
     proof=f"{DOC}#ours-cert-masked",
     depends_on=("ours.s8",),
-    lemmas=(k3_nonnegative,),
+    lemmas=(
+        k3_nonnegative,
+        covered("floored log ratio", lambda w, r: log_change_values(w, r, np.e), _change, (-1.0, 1.0)),
+    ),
     latex=r"E_\mu[R\min(\max(\log W,-1),c)]\le J(\pi)-J(\mu)",
     mutants=(
         Mutant("negative-reward", "dies", "the weights must be non-negative", {"space": SIGNED}),
