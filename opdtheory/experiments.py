@@ -185,7 +185,8 @@ def run_experiment(
         found = json.loads(stamp.read_text())
         if found != identity:
             raise ValueError(
-                f"{stamp}: made with {_difference(found, identity)}; resume with the same config or without --resume"
+                f"{stamp}: made with {_difference(found, identity)}; expected the same configuration, "
+                "or a run without --resume"
             )
     write_json(stamp, identity)
     spent, clock = (_spent(folder) if resume else 0.0), time.perf_counter()

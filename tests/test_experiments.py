@@ -33,7 +33,8 @@ def toy(monkeypatch):
 
         values = [run.part(f"p{i}", lambda i=i: part(i)) for i in run.track(range(3), "toy")]
         tables = [{"caption": "values", "columns": ["a", "b"], "rows": [[1.23456, "x"]]}]
-        return {"values": values, "array": np.arange(2.0), "report": {"paragraphs": ["done"], "tables": tables}}
+        report = {"paragraphs": ["done"], "tables": tables}
+        return {"values": values, "array": np.arange(2.0), "report": report}
 
     return seen
 
@@ -82,7 +83,7 @@ def test_bad_configurations_are_refused(toy, tmp_path, config, message):
 
 
 def test_unknown_experiments_and_missing_packages_are_refused(toy, tmp_path):
-    with pytest.raises(ValueError, match="no experiment 'toys'; known: .*toy"):
+    with pytest.raises(ValueError, match=r"no experiment 'toys'; known: .*toy"):
         run_experiment("toys", None, tmp_path)
 
     @experiment("needy", summary="", needs=["surely_not_installed"])
@@ -102,7 +103,8 @@ def test_defaults_are_not_changed_by_merging():
 
 
 def test_records_hold_no_nan_and_spell_infinities():
-    assert jsonable({"x": np.array([1.0, np.inf]), "y": (-np.inf, None, True)}) == {"x": [1.0, "inf"], "y": ["-inf", None, True]}
+    found = jsonable({"x": np.array([1.0, np.inf]), "y": (-np.inf, None, True)})
+    assert found == {"x": [1.0, "inf"], "y": ["-inf", None, True]}
     with pytest.raises(ValueError, match="NaN"):
         jsonable([float("nan")])
     with pytest.raises(ValueError, match="type set"):
@@ -129,7 +131,8 @@ def test_the_command_runs_resumes_and_lists(toy, tmp_path):
         "seed": 3,
         "student": {"path": "some/path", "bits": 2},
     }
-    again = cli.invoke(app, ["toy", "--config", str(config), "--out", str(out), "--student", "other", "--resume"])
+    changed = ["toy", "--config", str(config), "--out", str(out), "--student", "other", "--resume"]
+    again = cli.invoke(app, changed)
     assert again.exit_code == 2 and "some/path" in again.output
     listed = cli.invoke(app, ["--list"], env={"COLUMNS": "200"})
     assert listed.exit_code == 0 and "toy" in listed.output and "mismatch" in listed.output

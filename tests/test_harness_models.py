@@ -55,9 +55,9 @@ def test_dropping_layers_equals_a_model_without_them(folder):
     assert close(logits(short), logits(whole), FLOAT64)
     assert short.module.config.num_hidden_layers == 2
     assert [layer.self_attn.layer_idx for layer in short.trunk.layers] == [0, 1]
-    greedy = short.module.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False, use_cache=True)
-    again = short.module.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False, use_cache=False)
-    assert greedy.tolist() == again.tolist()
+    ids, settings = torch.tensor([[5, 6, 7]]), {"max_new_tokens": 4, "do_sample": False}
+    cached, afresh = (short.module.generate(ids, use_cache=c, **settings) for c in (True, False))
+    assert cached.tolist() == afresh.tolist()
 
 
 def test_noise_has_the_size_asked_for_and_follows_the_seed(folder):
@@ -114,11 +114,11 @@ def test_a_gpu_that_is_not_there_is_refused_before_loading():
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no config.json and 0 GGUF files"):
+    with pytest.raises(ValueError, match=r"no config\.json and 0 GGUF files"):
         models.load(tmp_path)
     wrong = tmp_path / "model.bin"
     wrong.write_bytes(b"x")
-    with pytest.raises(ValueError, match="ending in .gguf"):
+    with pytest.raises(ValueError, match=r"ending in \.gguf"):
         models.load(wrong)
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -137,7 +137,7 @@ def test_pairs_that_cannot_be_compared_are_refused(folder, tmp_path):
     a, b = '"A": 35', '"B": 36'
     assert a in text and b in text
     (swapped / "tokenizer.json").write_text(text.replace(a, '"A": 36').replace(b, '"B": 35'))
-    with pytest.raises(ValueError, match="tokenizer mismatch .* 2 tokens differ, for example 'A' is 35 and 36"):
+    with pytest.raises(ValueError, match=r"mismatch .* 2 tokens differ, for example 'A' is 35 and 36"):
         models.check_pair(model, models.load(swapped))
     models.check_pair(model, models.load(folder, dtype="bfloat16"))
 
@@ -210,5 +210,5 @@ def test_tasks_score_their_answers():
     assert [sentence.score(t, "") for t in ("One.", "One. Two.", "none", "Why?")] == [1, 0, 0, 0]
     with pytest.raises(ValueError, match="task 'chess'"):
         tasks.make_task("chess", 1, 0)
-    with pytest.raises(ValueError, match="expected 1..16"):
+    with pytest.raises(ValueError, match=r"expected 1\.\.16"):
         tasks.general(17)

@@ -48,8 +48,8 @@ def expected_gradient(name, pair, scored, settings):
     student, teacher = pair
     objective = ob.METHODS[name]
     reward = ob.token_rewards(objective, scored, settings, torch.zeros(scored.tokens.shape))
-    weight = ob.token_advantages(objective, reward, scored, settings) * scored.student.exp() * len(scored.responses)
-    return gradient(objective, student, teacher, scored, weight, settings)
+    weight = ob.token_advantages(objective, reward, scored, settings) * scored.student.exp()
+    return gradient(objective, student, teacher, scored, weight * len(scored.responses), settings)
 
 
 def test_the_immediate_reward_descends_the_reverse_kl(pair, every_token):
@@ -74,7 +74,6 @@ def test_the_immediate_topd_reward_descends_the_jsd(pair, every_token, alpha):
 
 
 def test_scores_agree_with_the_divergences_of_the_whole_distributions(pair, every_token):
-    student, teacher = pair
     p = every_token.student[:, 0].exp()
     log_ratio = (every_token.student - every_token.teacher)[:, 0]
     assert close(p.sum(), 1.0, FLOAT64)
@@ -155,10 +154,9 @@ def test_the_loss_does_not_depend_on_chunks_or_padding(pair):
         for i in range(2):
             one = ob.score(student, teacher, prompts[i : i + 1], responses[i : i + 1])
             weighted = weight[i : i + 1, : len(responses[i])]
-            alone.append(
-                gradient(ob.METHODS[name], student, teacher, one, weighted, ob.Settings(), uniform[:1, : len(responses[i])])
-                * len(responses[i])
-            )
+            drawn = uniform[:1, : len(responses[i])]
+            found = gradient(ob.METHODS[name], student, teacher, one, weighted, ob.Settings(), drawn)
+            alone.append(found * len(responses[i]))
         assert close(together[0], sum(alone) / 5, LOOSE64)
 
 

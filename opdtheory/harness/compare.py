@@ -13,7 +13,8 @@ from .engines import Engine, paired
 from .forward import Ids
 
 STATISTICS = (
-    "log_p", "log_q", "entropy_p", "entropy_q", "tv", "kl_pq", "kl_qp", "chi2_qp", "jsd", "hellinger2", "max_log_ratio",
+    "log_p", "log_q", "entropy_p", "entropy_q", "tv", "kl_pq", "kl_qp", "chi2_qp", "jsd", "hellinger2",
+    "max_log_ratio",
 )  # fmt: skip
 """Per-token results, all (B, T): log-probabilities of the given tokens, entropies, KL(p‖q), KL(q‖p), χ²(q‖p),
 …

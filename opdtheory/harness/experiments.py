@@ -12,7 +12,7 @@ NEEDS = ("torch", "transformers")
 
 @experiment(
     "mismatch",
-    summary="rollout engine against training forward: exact divergences, estimators, masks, bounds, certificates",
+    summary="rollout engine against training forward: divergences, estimators, masks, bounds, certificates",
     needs=NEEDS,
     defaults=settings.MISMATCH,
 )
@@ -25,7 +25,7 @@ def mismatch(run: Run) -> dict[str, Any]:
 
 @experiment(
     "distill",
-    summary="on-policy distillation of a real student: advantage forms, TOP-D, TrOPD, full-vocabulary references",
+    summary="on-policy distillation of a real student: advantage forms, TOP-D, TrOPD, full divergences",
     needs=NEEDS,
     defaults=settings.DISTILL,
 )
@@ -38,7 +38,7 @@ def distill(run: Run) -> dict[str, Any]:
 
 @experiment(
     "gradients",
-    summary="bias, variance, cosine and MSE of distillation gradient estimators on a real student; TOP-D against its bounds",
+    summary="bias, variance, cosine, MSE of distillation gradients on a real student; TOP-D and its bounds",
     needs=NEEDS,
     defaults=settings.GRADIENTS,
 )
@@ -51,7 +51,7 @@ def gradients(run: Run) -> dict[str, Any]:
 
 @experiment(
     "improve",
-    summary="policy optimisation from a mismatched rollout engine: every bound and certificate beside the real improvement",
+    summary="one trust-region step from a mismatched engine: every bound and certificate, and the outcome",
     needs=NEEDS,
     defaults=settings.IMPROVE,
 )

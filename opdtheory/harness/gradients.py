@@ -16,7 +16,7 @@ import torch
 from .. import advantages, rewards
 from ..bounds import topd_second_moment, topd_variance
 from ..experiments import Run, atomic
-from . import models, tasks
+from . import counterparts, models, reports, tasks
 from .engines import TorchEngine
 from .forward import hidden_states
 from .models import LanguageModel
@@ -67,7 +67,8 @@ def gradients(run: Run) -> dict[str, Any]:
     blocks = _collect(run)
     arrays = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
     result = analyse(arrays, config)
-    return {**result, "report": _report(result, config)}
+    exact = counterparts.frontier(result["kl_per_token"], config["lambdas"], config["seed"])
+    return {**result, "tabular": exact, "report": reports.gradients(result, exact, config)}
 
 
 def _collect(run: Run) -> list[dict[str, np.ndarray]]:
@@ -181,6 +182,7 @@ def analyse(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     return {
         "sequences": int(mask.shape[0]),
         "tokens": int(mask.sum()),
+        "kl_per_token": float(arrays["kl"][mask].mean()),
         "estimators": estimators,
         "topd": [topd_moments(arrays, mask, alpha) for alpha in config["alphas"]],
     }
@@ -236,82 +238,3 @@ def _rank(space: str) -> int | None:
 
 def _widened(values: np.ndarray, width: int) -> np.ndarray:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])))
-
-
-def _report(result: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    def cell(entry: Mapping[str, Any] | None) -> str:
-        if entry is None:
-            return "not told from 0"
-        low, high = entry["interval"]
-        return f"{entry['value']:.4g} [{low:.4g}, {high:.4g}]"
-
-    rows = [
-        [
-            name,
-            cell(e["bias2"]),
-            cell(e["bias2_against_expected"]),
-            cell(e["variance"]),
-            cell(e["cosine"]),
-            e["better_than_togo_up_to"],
-        ]
-        for name, e in result["estimators"].items()
-    ]
-    sizes = [str(n) for n in config["sample_sizes"]]
-    topd = [
-        [t["alpha"], cell(t["second_moment"]), t["variance"], t.get("sharp_bound", float("inf")),
-         t.get("printed_bound", float("inf")), t.get("reward_second_moment_exact_max", float("nan")),
-         t.get("sharp_constant", float("inf"))]
-        for t in result["topd"] if t["alpha"] < 1
-    ]  # fmt: skip
-    return {
-        "title": "Bias and variance of distillation gradients on a real student",
-        "paragraphs": [
-            f"{result['sequences']} rollouts of up to {config['max_tokens']} tokens; gradients in {config['space']} of the "
-            f"student, sketched to {config['sketch']} numbers. Bias is against the mean of the to-go form, which is the "
-            "exact gradient of the sequence KL; intervals are ±1.96 jackknife standard errors.",
-        ],
-        "tables": [
-            {
-                "caption": "Estimators on the same rollouts",
-                "columns": [
-                    "form",
-                    "bias²",
-                    "variance of one sample",
-                    "cosine",
-                    "smaller MSE than to-go up to n",
-                ],
-                "rows": rows,
-            },
-            {
-                "caption": "Mean squared error of the mean of n rollouts",
-                "columns": ["form", *sizes],
-                "rows": [
-                    [n, *(e["mse"][s]["value"] for s in sizes)] for n, e in result["estimators"].items()
-                ],
-            },
-            {
-                "caption": "TOP-D: token gradients against the variance bounds, M² being the largest squared score seen",
-                "columns": [
-                    "α",
-                    "E‖g̃‖²",
-                    "variance",
-                    "M²K(α)",
-                    "printed bound",
-                    "largest E[r̃²] of a context",
-                    "K(α)",
-                ],
-                "rows": topd,
-            },
-        ],
-        "figures": [
-            {
-                "kind": "lines",
-                "title": "Mean squared error against the number of rollouts",
-                "x_label": "rollouts",
-                "y_label": "MSE",
-                "x": config["sample_sizes"],
-                "log": True,
-                "series": {n: [e["mse"][s]["value"] for s in sizes] for n, e in result["estimators"].items()},
-            }
-        ],
-    }

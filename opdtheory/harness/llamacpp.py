@@ -120,7 +120,7 @@ class LlamaCppEngine:
         leading = np.frombuffer(params, dtype=np.uint32)[:4]
         if tuple(leading) != _DEFAULTS:
             raise ValueError(
-                f"this xllamacpp's parameters start with {tuple(leading)}, expected {_DEFAULTS}: unknown layout"
+                f"unknown layout: xllamacpp's parameters start with {tuple(leading)}, expected {_DEFAULTS}"
             )
         leading[:] = (context, min(context, 2048), min(context, 512), 1)
         self._context = lib.llama_init_from_model(self._model, params)
@@ -160,7 +160,7 @@ class LlamaCppEngine:
             raise ValueError("an empty prompt; expected at least one token")
         if len(prompt) + new_tokens > self.context:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens with {new_tokens} new ones exceeds the context {self.context}"
+                f"{len(prompt)} prompt tokens and {new_tokens} new ones exceed the context {self.context}"
             )
         memory = self._lib.llama_get_memory(self._context)
         # a repeated prompt keeps its cached keys and values: only what followed it is removed

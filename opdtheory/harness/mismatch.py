@@ -16,12 +16,15 @@ import numpy as np
 
 from .. import divergences, masks
 from ..experiments import Run
-from . import llamacpp, models, tasks
+from . import counterparts, llamacpp, models, reports, tasks
 from .compare import compare
 from .engines import Engine, TorchEngine
 from .evidence import evidence
 from .rollouts import Rollouts, Sampler, export
 from .settings import SCENARIOS
+
+SMALLEST = 1e-9
+"""KL per token below which a tabular counterpart would only show rounding."""
 
 NAMES = {
     "tv": "tv",
@@ -53,7 +56,16 @@ def mismatch(run: Run) -> dict[str, Any]:
         if not (run.resume and path.exists()):
             measure(engines, *SCENARIOS[name], config, sampler, path)
         results[name] = conclude(read_arrays(path))
-    return {"results": results, "skipped": skipped, "report": _report(results, skipped)}
+    exact = {
+        name: counterparts.step(max(r["metrics"]["kl_rollout_train/mean"], SMALLEST), config["seed"])
+        for name, r in results.items()
+    }
+    return {
+        "results": results,
+        "skipped": skipped,
+        "tabular": exact,
+        "report": reports.mismatch(results, skipped, exact),
+    }
 
 
 def measure(
@@ -217,94 +229,3 @@ class Engines:
         description = {k: v for k, v in description.items() if k != "kind" and v is not None}
         own = {k: v for k, v in description.items() if k in ("mode", "batch", "kv_bits")}
         return TorchEngine(self.language_model({k: v for k, v in description.items() if k not in own}), **own)
-
-
-def _report(results: Mapping[str, Any], skipped: Mapping[str, str]) -> dict[str, Any]:
-    def row(name: str, r: Mapping[str, Any]) -> list[Any]:
-        m = r["metrics"]
-        keys = ("log_ratio_abs/mean", "log_ratio_abs/max", "kl_rollout_train/mean", "kl_rollout_train/max", "tv/mean",
-                "tv/max", "chi2_train_rollout/mean", "kl_rollout_train/seq_sum_mean")  # fmt: skip
-        return [name, r["tokens"], *(m[k] for k in keys)]
-
-    columns = [
-        "rollout vs train",
-        "tokens",
-        "mean |log ρ|",
-        "max",
-        "KL(μ‖π) mean",
-        "max",
-        "TV mean",
-        "max",
-        "χ²(π‖μ)",
-        "D_seq",
-    ]
-    estimators = [
-        [name, which, e["mean"], e["standard_error"], e["exact"]]
-        for name, r in results.items()
-        for which, e in r["estimators"].items()
-    ]
-    kept = [
-        [name, which, k["tokens_kept_positive"], k["tokens_kept_negative"], k["sequences_kept"]]
-        for name, r in results.items()
-        for which, k in r["masks"].items()
-    ]
-    bounds = [
-        [name, b["id"], b["target"], b["value"], b["vacuous"], b["kind"]]
-        for name, r in results.items()
-        for b in r["evidence"]["bounds"]
-    ]
-    certificates = [
-        [name, c["name"], c["quantity"], c["method"], c["lower"], c["upper"], c["estimate"]]
-        for name, r in results.items()
-        for c in r["evidence"]["certificates"]
-    ]
-    return {
-        "title": "Rollout engine against training forward",
-        "paragraphs": [
-            "Exact full-vocabulary divergences in nats at every context the rollouts visited; maxima are over visited "
-            "contexts only and therefore lower bounds of the maxima that the theorems use.",
-            *(f"Skipped: {name} ({why})." for name, why in skipped.items()),
-        ],
-        "tables": [
-            {
-                "caption": "Mismatch per token",
-                "columns": columns,
-                "rows": [row(n, r) for n, r in results.items()],
-            },
-            {
-                "caption": "Sampled estimators of KL(μ‖π) per token beside its exact mean over the same contexts",
-                "columns": ["rollout vs train", "estimator", "mean", "standard error", "exact"],
-                "rows": estimators,
-            },
-            {
-                "caption": "What each mask keeps, by the sign of the advantage",
-                "columns": [
-                    "rollout vs train",
-                    "mask",
-                    "tokens kept, A>0",
-                    "tokens kept, A<0",
-                    "whole sequences",
-                ],
-                "rows": kept,
-            },
-            {
-                "caption": "Bounds on the surrogate error or the change of the reward (1 where a response ended by itself)",
-                "columns": ["rollout vs train", "bound", "bounds", "value", "vacuous", "kind"],
-                "rows": bounds,
-            },
-            {
-                "caption": "Certificates at 95 % each",
-                "columns": ["rollout vs train", "certificate", "of", "by", "lower", "upper", "estimate"],
-                "rows": certificates,
-            },
-        ],
-        "figures": [
-            {
-                "kind": "bars",
-                "title": "Mean TV between rollout engine and trainer",
-                "labels": list(results),
-                "values": [r["metrics"]["tv/mean"] for r in results.values()],
-                "log": True,
-            }
-        ],
-    }

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from ..experiments import merged
-from .settings import SPEC
+from .settings import AUTO_DROP, SPEC
 
 DTYPES = {
     "float32": torch.float32,
@@ -176,8 +176,11 @@ def build(spec: Mapping[str, Any]) -> LanguageModel:
         system=s["system"],
         hint=s["hint"],
     )
-    if s["drop_layers"]:
-        drop_layers(model.module, s["drop_layers"])
+    layers = s["drop_layers"]
+    if layers == "auto":
+        layers = AUTO_DROP if s["path"] is None else []
+    if layers:
+        drop_layers(model.module, layers)
     if s["noise"]:
         add_noise(model.module, s["noise"], s["noise_seed"])
     if s["weight_bits"] is not None:
@@ -392,7 +395,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _norms_in_float64(module: nn.Module) -> None:
-    """Compute RMS norms in the weights' precision; transformers rounds them to float32 whatever the model's type."""
+    """Compute RMS norms in the weights' precision; transformers rounds them to float32 whatever the model's
+    type.
+    """
     for norm in module.modules():
         if type(norm).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"):
 

@@ -18,6 +18,9 @@ SPEC: dict[str, Any] = {
 }
 """A model: where it is, how it computes, how it is derived, and what only it gets to read."""
 
+AUTO_DROP = (12, 15, 18, 21)
+"""What ``drop_layers: auto`` takes from the packaged model; other models keep all their layers."""
+
 SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama.cpp vs fp32": ({"kind": "llamacpp"}, {"mode": "prefill", "batch": 1}),
     "llama.cpp vs bf16": ({"kind": "llamacpp"}, {"dtype": "bfloat16", "mode": "prefill", "batch": 1}),
@@ -52,11 +55,11 @@ MISMATCH: dict[str, Any] = {
 
 DISTILL: dict[str, Any] = {
     "seed": 0,
-    "student": {**SPEC, "drop_layers": [12, 15, 18, 21]},
+    "student": {**SPEC, "drop_layers": "auto"},
     "teacher": dict(SPEC),
     "methods": [
-        "immediate", "togo", "togo-baseline", "expected", "topd-immediate", "topd", "tropd-gate", "tropd-clip", "tropd-mask",
-        "tropd", "full-rkl", "full-jsd",
+        "immediate", "togo", "togo-baseline", "expected", "topd-immediate", "topd", "tropd-gate",
+        "tropd-clip", "tropd-mask", "tropd", "full-rkl", "full-jsd",
     ],
     "steps": 12,
     "prompts_per_step": 2,
@@ -83,7 +86,7 @@ model.
 
 GRADIENTS: dict[str, Any] = {
     "seed": 0,
-    "student": {**SPEC, "drop_layers": [12, 15, 18, 21]},
+    "student": {**SPEC, "drop_layers": "auto"},
     "teacher": dict(SPEC),
     "prompts": 4,
     "sequences": 256,

@@ -21,8 +21,8 @@ def read_vllm(
     """
     if (sampler.temperature, sampler.top_p, sampler.top_k) != (1.0, 1.0, 0):
         raise ValueError(
-            f"sampler {sampler}: a dump without full logits cannot tell the true log-probabilities of a tempered or "
-            "truncated sampler; expected temperature 1, top_p 1, top_k 0"
+            f"sampler {sampler}: a dump without full logits cannot tell the true log-probabilities of a "
+            "tempered or truncated sampler; expected temperature 1, top_p 1, top_k 0"
         )
     prompts, responses, log_probs, prompt_id = [], [], [], []
     for i, request in enumerate(outputs):
