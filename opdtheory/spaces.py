@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,17 @@ __all__ = ["Box", "LogBox", "Scalars", "Simplex", "Size", "Space", "discounted_m
            "teacher_students"]  # fmt: skip
 
 Size = Mapping[str, Any]
+Condition = tuple[Any, str, Any]
+
+
+def _between(low: Any, high: Any, ends: tuple[float, float]) -> list[Condition]:
+    """ends[0] ≤ low and high ≤ ends[1], the ends read as the decimals they were written as."""
+    return [(low, ">=", Fraction(str(ends[0]))), (high, "<=", Fraction(str(ends[1])))]
+
+
+def _in_boxes(x: Any, boxes: Mapping[str, Any]) -> list[Condition]:
+    """The named scalars of an instance lie in their boxes."""
+    return [c for name, b in boxes.items() for c in _between(getattr(x, name), getattr(x, name), (b.lo, b.hi))]
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,8 @@ class Space:
         serialise: exact instance → JSON-ready dict of the certificate's ``instance``.
         structure: size → plain integers a claim may read while being recorded.
         pairs: block-name prefixes that are sampled near or opposite each other.
+        conditions: recorded instance → (lhs, relation, rhs) triples that every instance of the space satisfies; a
+            certificate states them among its conditions, so that its reader sees the whole scope of the claim.
         description: one line for reports.
     """
 
@@ -47,6 +61,7 @@ class Space:
     serialise: Callable[[Any], dict[str, Any]]
     structure: Callable[..., dict[str, Any]] = field(default=lambda **size: {})
     pairs: tuple[tuple[str, str], ...] = ()
+    conditions: Callable[[Any], list[Condition]] = field(default=lambda x: [])
     description: str = ""
 
     def with_sizes(self, *sizes: Size) -> Space:
@@ -78,6 +93,7 @@ def scalars(**domains: tuple[float, float] | Box) -> Space:
         blocks=lambda: blocks,
         build=lambda values: Scalars({k: v if v.shape else v.item() for k, v in values.items()}),
         serialise=lambda x: {name: str(exact(getattr(x, name))) for name in domains},
+        conditions=lambda x: _in_boxes(x, blocks),
         description="scalars " + ", ".join(f"{k} ∈ [{b.lo:g}, {b.hi:g}]" for k, b in blocks.items()),  # type: ignore[union-attr]
     )
 
@@ -118,6 +134,16 @@ def single_states(
         named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
         return SingleState(p, b["q"], values=b.get("values"), validate=False, **named)
 
+    def conditions(x: Any) -> list[Condition]:
+        out = _in_boxes(x, scalar_blocks)
+        if values is not None:
+            out += _between(x.values_min, x.values_max, values)
+        if full_support:
+            out += [(x.min_p, ">", 0), (x.min_q, ">", 0)]
+        elif absolutely_continuous:
+            out.append((x.p_covered, "==", 1))
+        return out
+
     return Space(
         kind="single_state",
         sizes=tuple({"vocab": v} for v in vocab),
@@ -126,6 +152,7 @@ def single_states(
         serialise=lambda x: x.to_data(),
         structure=lambda vocab: {"V": vocab},
         pairs=(("p", "q"),),
+        conditions=conditions,
         description=f"pairs of distributions over V ∈ {vocab}" + (", full support" if full_support else ""),
     )
 
@@ -219,6 +246,15 @@ def policy_pairs(
             pair = pair.with_reward(pair.extremal_reward())
         return pair
 
+    def conditions(x: Any) -> list[Condition]:
+        ends = reward if isinstance(reward, tuple) else (0, 1) if reward == "extremal" else (0, 0)
+        out = _between(x.reward_min, x.reward_max, ends)
+        if full_support:
+            out += [(x.min_behavior, ">", 0), (x.min_target, ">", 0)]
+        elif absolutely_continuous:
+            out.append((x.support_ok, "==", 1))
+        return out
+
     return Space(
         kind="policy_pair",
         sizes=sizes,
@@ -227,6 +263,7 @@ def policy_pairs(
         serialise=lambda x: x.to_data(),
         structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon, "horizon": horizon},
         pairs=(("mu", "pi"),),
+        conditions=conditions,
         description="policy pairs"
         + (" with supp π ⊆ supp μ" if absolutely_continuous else "")
         + (f", rewards in [{reward[0]:g}, {reward[1]:g}]" if isinstance(reward, tuple) else "")
@@ -257,6 +294,10 @@ def teacher_students(
         named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
         return TeacherStudent.from_levels(tree, **levels, validate=False, **named)
 
+    def conditions(x: Any) -> list[Condition]:
+        lowest = [(getattr(x, f"min_{name}"), ">", 0) for name in names] if full_support else []
+        return [*_in_boxes(x, scalar_blocks), *lowest]
+
     pairs = (("teacher", "student"), *((("student", "candidate"),) if candidate else ()))
     return Space(
         kind="teacher_student",
@@ -266,6 +307,7 @@ def teacher_students(
         serialise=lambda x: x.to_data(),
         structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon, "horizon": horizon},
         pairs=pairs,
+        conditions=conditions,
         description="teacher and student" + (" and candidate" if candidate else "") + (", full support" if full_support else ""),
     )
 
@@ -298,5 +340,6 @@ def discounted_mdps(
         serialise=lambda x: x.to_data(),
         structure=lambda states, actions: {"states": states, "actions": actions},
         pairs=(("behavior", "target"),),
+        conditions=lambda x: _between(x.gamma, x.gamma, gamma) + _between(x.reward_min, x.reward_max, reward),
         description=f"discounted decision processes, γ in [{gamma[0]:g}, {gamma[1]:g}]",
     )

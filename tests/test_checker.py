@@ -211,6 +211,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "hypothesis with more": (resealed(SCALAR, given=[SCALAR["given"][0] | {"why": "x"}]), "unknown key"),
     "given an object": (resealed(SCALAR, given={}), "list"),
+    "about nothing": (resealed(SCALAR, lhs=["const", "3"], rhs=["const", "1"]), "neither side"),
     "nothing refuted": (resealed(SCALAR, scale="2"), "holds"),
     "undecided statement": (
         resealed(SCALAR, scale="1", lhs=["exp", ["log", ["const", "2"]]], rhs=["const", "2"], relation="<"),
@@ -260,6 +261,8 @@ def test_refuses_what_it_does_not_fully_understand(name: str) -> None:
 
 
 def test_a_float_and_other_objects_in_a_dictionary_are_refused() -> None:
+    for nothing in (None, 0, True, [], (), 1.5):
+        assert not checker.check(nothing).confirmed
     for strange in (1.0, float("nan"), {1, 2}, None, b"1"):
         assert not checker.check(SCALAR | {"scale": strange}).confirmed
     deep: list[Any] = ["prim", "x"]

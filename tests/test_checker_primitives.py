@@ -97,10 +97,12 @@ ARGUMENTS: dict[str, Any] = {
     "delta": Fraction(1, 7),
     "mask": "kl",
     "estimator": "ii",
-    "first": "immediate",
-    "second": "ii",
 }
 """One value for every argument that a primitive of these kinds can take; a new argument needs an entry."""
+WORDS = {
+    "teacher_student": {"first": "immediate", "second": "ii"},
+    "single_state": {"first": "tropd", "second": "rkl"},
+}
 
 
 def shared_primitives() -> list[tuple[str, str]]:
@@ -121,7 +123,8 @@ def shared_primitives() -> list[tuple[str, str]]:
 
 def arguments(kind: str, name: str) -> dict[str, Any]:
     parameters = list(inspect.signature(checker.PRIMITIVES[kind][name]).parameters.values())[1:]
-    return {p.name: ARGUMENTS[p.name] for p in parameters if p.default is inspect.Parameter.empty}
+    known = ARGUMENTS | WORDS.get(kind, {})
+    return {p.name: known[p.name] for p in parameters if p.default is inspect.Parameter.empty}
 
 
 def test_every_attribute_of_a_policy_pair_that_a_claim_may_use_is_a_primitive() -> None:
@@ -141,19 +144,24 @@ def test_primitives_agree_with_the_package(kind: str) -> None:
         data = json.loads(json.dumps(instance.to_data()))
         for name in names:
             given = arguments(kind, name)
-            fast = getattr(instance, name)
-            fast = fast(**given) if given else fast
             plain = {k: v if isinstance(v, int) else str(v) for k, v in given.items()}
             node = ["prim", name, plain] if given else ["prim", name]
-            compared[name] += 1
+            refusal = ""
             try:
                 lo, hi = checker.evaluate(node, data, kind)
-            except checker.Refused as refusal:  # infinity minus infinity is no number in the package either
-                assert "infinities" in str(refusal)
-                assert isinstance(fast, flint.arb) and not fast.is_finite(), name
+            except checker.Refused as refused:
+                refusal = str(refused)
+            if "full support" in refusal:
+                assert seed % 2 == 1
                 continue
+            fast = getattr(instance, name)
+            fast = fast(**given) if given else fast
+            if refusal:  # infinity minus infinity is no number in the package either
+                assert "infinities" in refusal and isinstance(fast, flint.arb) and not fast.is_finite(), name
+                continue
+            compared[name] += 1
             agree(f"{kind}.{name}, seed {seed}", fast, lo, hi)
-    assert min(compared.values()) == 10
+    assert min(compared.values()) >= 5
 
 
 def agree(what: str, fast: Any, lo: Any, hi: Any) -> None:

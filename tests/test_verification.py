@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from fractions import Fraction
 
@@ -16,7 +17,7 @@ from opdtheory.verification import blocks as bl
 from opdtheory.verification import power
 from opdtheory.verification.arithmetic import compare, decide
 from opdtheory.verification.ascent import Budget, SidesError, attack
-from opdtheory.verification.certificate import build, file_name
+from opdtheory.verification.certificate import build, file_name, states
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.engine import generator, verify
 from opdtheory.verification.evidence import Evidence
@@ -139,7 +140,9 @@ def test_implications_need_every_condition():
     )
     result = ot.search(claim, seed=0)
     assert result.refuted
-    assert [c["relation"] for c in result.certificate["given"]] == [">"]
+    *scope, condition = result.certificate["given"]
+    assert condition == {"lhs": ["prim", "surrogate"], "relation": ">", "rhs": ["const", "0"]}
+    assert {c["lhs"][1] for c in scope} == {"reward_min", "reward_max", *(["support_ok"] if len(scope) > 2 else [])}
     never = ot.Claim(id="never", space=PAIRS, sides=lambda x: (1, 0), signed=True, given=lambda x: [(x.kl_seq, "<", -1)])
     assert ot.verify(never).status == "undecided", "no instance met the conditions: nothing was tested"
 
@@ -300,3 +303,16 @@ def test_user_claims_come_from_a_file(tmp_path):
     file.write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"mine\.py"):
         load_user_claims(file)
+
+
+def test_a_certificate_states_its_claim_and_the_scope_of_it():
+    claim = ot.Claim(id="half", space=PAIRS, sides=lambda x: (abs(x.error), x.kl_seq / 2))
+    certificate = ot.search(claim, seed=0).certificate
+    assert states(claim, certificate)
+    assert {c["lhs"][1] for c in certificate["given"]} >= {"reward_min", "reward_max"}
+    assert not states(claim.scaled(2), certificate)
+    assert not states(dataclasses.replace(claim, sides=lambda x: (abs(x.error), x.kl_seq / 3)), certificate)
+    assert not states(claim, certificate | {"given": []}), "a certificate that drops the claim's scope"
+    generous = certificate["instance"] | {"reward": [[["0"] * 2], [["9"] * 2] * 2]}
+    forged = checker.seal(certificate | {"instance": generous})
+    assert not checker.check(forged).confirmed, "the reward leaves the range the claim is about"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,58 @@ from opdtheory.verification.expression import Expr, NotRecordable, Recorder, rea
 SCHEMA_VERSION = 1
 
 
-def record(claim: Claim, size: Size, values: Values) -> tuple[dict[str, Any], Any, Any, list[tuple[Any, str, Any]]]:
-    """Run the claim's own sides on a recording instance.
+Statement = tuple[list[Any], list[Any], list[dict[str, Any]]]
 
-    Returns the instance data and the expressions of lhs, rhs and the conditions.
+
+def statement(claim: Claim, size: Size, names: Mapping[str, Any]) -> Statement:
+    """lhs, rhs and conditions of a claim as expressions, by running its own functions on a recording instance.
+
+    ``names`` holds the named scalars of the instance.  The conditions are those of the claim's space and its own.
 
     Raises:
-        NotRecordable: if the sides use anything but primitives and arithmetic.
+        NotRecordable: if the claim uses anything but primitives and arithmetic.
     """
     space = claim.space
     assert space is not None and claim.sides is not None
-    data = space.serialise(space.build(values, **size))
-    names = data if space.kind == "scalar" else data.get("scalars", {})
-    recorder = Recorder(space.kind, space.structure(**size), names)
-    lhs, rhs = claim.sides(recorder)
-    given = claim.given(recorder) if claim.given is not None else []
-    nodes = [Expr.constant(e).node for e in (lhs, rhs)]
-    conditions = [(Expr.constant(a).node, relation, Expr.constant(b).node) for a, relation, b in given]
-    return data, nodes[0], nodes[1], conditions
+    recorder = Recorder(space.kind, space.structure(**size), dict(names))
+    lhs, rhs = (Expr.constant(side).node for side in claim.sides(recorder))
+    given: list[dict[str, Any]] = []
+    for a, relation, b in [*space.conditions(recorder), *(claim.given(recorder) if claim.given is not None else ())]:
+        condition = {"lhs": Expr.constant(a).node, "relation": relation, "rhs": Expr.constant(b).node}
+        if condition not in given:
+            given.append(condition)
+    return lhs, rhs, given
+
+
+def _scalars(kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    return data if kind == "scalar" else data.get("scalars", {})
+
+
+def states(claim: Claim, certificate: Mapping[str, Any]) -> bool:
+    """Whether a certificate is about this claim: the same formulas, relation, scale and conditions."""
+    space, data = claim.space, certificate["instance"]
+    if space is None or certificate["kind"] != space.kind:
+        return False
+    if certificate["relation"] != _relation(claim) or certificate["scale"] != str(claim.scale):
+        return False
+    fields = ("vocab", "horizon", "eos", "prompts")
+    own: dict[str, Any] = {name: data[name] for name in fields if name in data}
+    if space.kind == "single_state":
+        own = {"vocab": len(data["p"])}
+    elif space.kind == "discounted_mdp":
+        own = {"states": len(data["reward"]), "actions": len(data["reward"][0])}
+    stated = (certificate["lhs"], certificate["rhs"], certificate["given"])
+    for size in (own, *space.sizes):
+        try:
+            if statement(claim, size, _scalars(space.kind, data)) == stated:
+                return True
+        except (NotRecordable, TypeError):  # not a size of this space
+            continue
+    return False
+
+
+def _relation(claim: Claim) -> str:
+    return "==" if claim.relation == "identity" else claim.relation
 
 
 def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[str, Any]:
@@ -45,7 +80,8 @@ def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[
         checker.Refused: if the checker does not confirm it; such a certificate is never handed out.
     """
     assert claim.space is not None
-    data, lhs, rhs, given = record(claim, size, values)
+    data = claim.space.serialise(claim.space.build(values, **size))
+    lhs, rhs, given = statement(claim, size, _scalars(claim.space.kind, data))
     certificate = {
         "schema_version": SCHEMA_VERSION,
         "claim": claim.id,
@@ -53,9 +89,9 @@ def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[
         "scale": str(claim.scale),
         "kind": claim.space.kind,
         "instance": data,
-        "given": [{"lhs": a, "relation": relation, "rhs": b} for a, relation, b in given],
+        "given": given,
         "lhs": lhs,
-        "relation": "==" if claim.relation == "identity" else claim.relation,
+        "relation": _relation(claim),
         "rhs": rhs,
         "sentence": sentence or explain(claim, lhs, rhs),
     }

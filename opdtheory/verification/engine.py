@@ -15,7 +15,7 @@ from opdtheory import checker
 from opdtheory.spaces import Size
 from opdtheory.verification import blocks as bl
 from opdtheory.verification.ascent import EXCESS, Budget, Findings, SidesError, attack, scores, threshold
-from opdtheory.verification.certificate import NotRecordable, build, file_name, load
+from opdtheory.verification.certificate import NotRecordable, build, file_name, load, states
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.confirm import DENOMINATORS, counterexample, shrink
 from opdtheory.verification.evidence import Evidence
@@ -236,7 +236,7 @@ def _gather(verdict: Verdict, effort: Effort, seed: int, replay: bool) -> None:
     if claim.proof is not None:
         verdict.evidence.append(_written_proof(claim.proof))
     if claim.space is not None:
-        certificate = _committed(claim.id) if replay and effort == "quick" else None
+        certificate = _committed(claim) if replay and effort == "quick" else None
         if certificate is not None:
             verdict.certificates[claim.id] = certificate
             verdict.evidence.append(Evidence("certificate", True, f"replayed: {certificate['sentence']}"))
@@ -319,7 +319,7 @@ def _check_tightness(verdict: Verdict, effort: Effort) -> None:
 def _drop_assumption(verdict: Verdict, effort: Effort, seed: int, replay: bool) -> None:
     claim = verdict.claim
     bare = claim.variant("unassumed", claim.unassumed or {})
-    certificate = _committed(bare.id) if replay and effort == "quick" else None
+    certificate = _committed(bare) if replay and effort == "quick" else None
     if certificate is None:
         result = search(bare, seed=seed, budget=BUDGETS[effort])
         certificate = result.certificate
@@ -329,12 +329,13 @@ def _drop_assumption(verdict: Verdict, effort: Effort, seed: int, replay: bool) 
         verdict.evidence.append(Evidence("check", True, f"without “{claim.assumption}”: {certificate['sentence']}"))
 
 
-def _committed(claim_id: str) -> dict[str, Any] | None:
-    """The committed certificate of a claim, if present and confirmed by the checker just now."""
-    path = ROOT / "certificates" / file_name(claim_id)
+def _committed(claim: Claim) -> dict[str, Any] | None:
+    """The committed certificate of a claim, if present, about this very statement, and confirmed just now."""
+    path = ROOT / "certificates" / file_name(claim.id)
     if not path.exists():
         return None
-    return load(path) if checker.check(path).confirmed else None
+    certificate = load(path) if checker.check(path).confirmed else None
+    return certificate if certificate is not None and states(claim, certificate) else None
 
 
 def standard_mutants(claim: Claim, best_ratio: float | None) -> list[tuple[Claim, str, str]]:
