@@ -89,6 +89,26 @@ def steps_to_distance(rate: float, target: float, initial: float = 2.0, step_err
     return float(max(0, math.ceil(exact - 1e-12 * abs(exact))))
 
 
+def token_steps_to_distance(
+    alpha: float, horizon: int, target: float, initial: float = 2.0, step_error: float = 0.0
+) -> float:
+    """Steps of token-level mixing until whole responses are within ``target`` of the teacher's.
+
+    Exact steps compose to one mixture of weight 1 − (1−α)^k; with errors between them only the one-step
+    rate α^T is known, and the answer is usually inf.
+
+    >>> token_steps_to_distance(0.1, 16384, 0.1)
+    121.0
+    """
+    if step_error > 0:
+        return steps_to_distance(alpha**horizon, target, initial, step_error)
+    if target >= initial:
+        return 0.0
+    # (1−α)^k must fall to 1 − (1 − target/d₀)^{1/T}
+    goal = -math.expm1(math.log1p(-target / initial) / horizon)
+    return steps_to_distance(alpha, goal, 1.0)
+
+
 def distillation_plan(
     alphas: Sequence[float] | float,
     target: float,
@@ -125,8 +145,8 @@ def distillation_plan(
             "variance_per_pull": moment / a,
         }
         if horizon is not None:
-            rate = float(a) ** int(check_domain("horizon", horizon))
-            row["steps_token"] = steps_to_distance(rate, target, initial, step_error)
+            length = int(check_domain("horizon", horizon))
+            row["steps_token"] = token_steps_to_distance(a, length, target, initial, step_error)
         if vocab is not None:
             row["variance_printed"] = float(
                 bounds.topd_variance(a, check_domain("vocab", vocab), score_bound)

@@ -185,6 +185,8 @@ DECREASING = {("trm.2.6.1", n) for n in ("horizon", "kl_max", "kl_seq")} | {
     ("topd.thm4.4/limit", "alpha"),
     ("topd.thm4.4-token", "alpha"),
     ("topd.thm4.4-token", "steps"),
+    ("topd.thm4.4-token/steps", "alpha"),
+    ("topd.thm4.4-token/steps", "steps"),
     ("topd.thm4.4/state", "alpha"),
     ("topd.thm4.4/state", "steps"),
 }
@@ -402,6 +404,26 @@ def test_token_level_contraction_is_attained_by_disjoint_tokens(alpha: float) ->
         mixed = ot.Policy.mixture(teacher, student, alpha)
         distance = abs(mixed.sequence_law[-1] - teacher.sequence_law[-1]).sum()
         assert close(distance, bounds.contraction_token(alpha, horizon, 1), TIGHT)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.6])
+def test_token_level_steps_compose(alpha: float) -> None:
+    """k token mixtures are one: attained by disjoint tokens, an upper bound for all other pairs."""
+    tree = ot.TokenTree(vocab=2, horizon=3)
+    rng = np.random.default_rng(8)
+    disjoint = tuple(ot.Policy.deterministic(tree, [np.full(2**t, a) for t in range(3)]) for a in (0, 1))
+    unrelated = tuple(ot.Policy.random(tree, seed=rng, concentration=0.3) for _ in range(2))
+    for student, teacher in (disjoint, unrelated):
+        mixed = student
+        initial = abs(student.sequence_law[-1] - teacher.sequence_law[-1]).sum()
+        for step in range(6):
+            distance = abs(mixed.sequence_law[-1] - teacher.sequence_law[-1]).sum()
+            law = bounds.contraction_token_steps(alpha, 3, step, initial)
+            assert distance <= law + TIGHT
+            assert law <= bounds.contraction_token(alpha, 3, step, initial) + TIGHT
+            if student is disjoint[0]:
+                assert close(distance, law, TIGHT)
+            mixed = ot.Policy.mixture(teacher, mixed, alpha)
 
 
 def test_contraction_with_errors_is_the_recursion() -> None:

@@ -221,6 +221,17 @@ def test_steps_follow_the_recursion() -> None:
     assert planning.steps_to_distance(0.5, 2.0) == 0
 
 
+def test_token_level_steps_are_minimal() -> None:
+    for alpha, horizon, target in ((0.1, 1, 0.5), (0.1, 16384, 0.1), (0.3, 7, 0.01), (0.9, 100, 1.9)):
+        steps = int(planning.token_steps_to_distance(alpha, horizon, target))
+        assert bounds.contraction_token_steps(alpha, horizon, steps) <= target * (1 + FLOAT64)
+        assert bounds.contraction_token_steps(alpha, horizon, steps - 1) > target
+    assert planning.token_steps_to_distance(0.5, 2, 0.1, step_error=0.01) == planning.steps_to_distance(
+        0.25, 0.1, 2.0, 0.01
+    )
+    assert planning.token_steps_to_distance(0.1, 100, 2.0) == 0
+
+
 def test_distillation_plan_uses_the_bounds() -> None:
     first, second = planning.distillation_plan([0.1, 0.5], 0.1, horizon=2, vocab=151936, score_bound=2.0)
     assert first["variance"] == pytest.approx(4 * bounds.topd_second_moment(0.1), rel=TIGHT)

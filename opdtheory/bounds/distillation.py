@@ -263,6 +263,24 @@ def contraction_token(alpha: Any, horizon: Any, steps: Any, initial: Any = 2, st
     return power(1 - rate, steps) * initial + step_error * _geometric(rate, steps)
 
 
+@bound(
+    "topd.thm4.4-token/steps",
+    claim="topd.thm4.4-token",
+    name="Contraction, token-level, composed",
+    target="distance",
+    source=OURS,
+    scaling="(1 − (1−(1−α)^k)^T) d₀",
+    sharpness="tight",
+    assumptions=("mixture at each token", "no errors between the steps"),
+)
+def contraction_token_steps(alpha: Any, horizon: Any, steps: Any, initial: Any = 2) -> Any:
+    """(1 − (1−(1−α)^k)^T)·d₀ after k exact steps: k token mixtures are one, with weight 1 − (1−α)^k.
+
+    At most T(1−α)^k·d₀: about log(T)/α steps suffice, where (1−α^T)^k would ask for α^{−T} of them.
+    """
+    return miss_probability(power(1 - alpha, steps), horizon) * initial
+
+
 def _geometric(rate: Any, steps: Any) -> Any:
     """(1 − (1−r)^k)/r, which is k at r = 0 (α^T underflows at long horizons)."""
     if is_exact(rate) or hasattr(rate, "__elementary__"):
