@@ -150,9 +150,22 @@ class IidBinary:
         return self._ratio_excess - self._first_order
 
     @cached_property
+    def _law_shift(self) -> np.ndarray:
+        """π - μ of the counts: μ (W - 1), from the two laws where W is large and may overflow."""
+        excess = self._ratio_excess
+        with np.errstate(invalid="ignore"):
+            return np.where(excess < 1, self._law * excess, np.exp(self.log_law(self.q)) - self._law)
+
+    @cached_property
+    def _law_remainder(self) -> np.ndarray:
+        """μ N by the count of ones."""
+        self._needs_support()
+        return self._law_shift - self._law * self._first_order
+
+    @cached_property
     def error_sup(self) -> float:
         """½ E_μ|N|, the supremum of |error| over rewards in [0, 1]."""
-        return float(np.sum(self._law * np.abs(self.remainder)) / 2)
+        return float(np.sum(np.abs(self._law_remainder)) / 2)
 
     def extremal_reward(self) -> np.ndarray:
         """The reward by count that attains ``error_sup``: 1 where N > 0."""
@@ -183,12 +196,12 @@ class IidBinary:
 
     def error(self, reward: Any) -> float:
         """J(π) - J(μ) - L = E_μ[R N]."""
-        return float(np.sum(self._law * self.remainder * self._centred(reward)))
+        return float(np.sum(self._law_remainder * self._centred(reward)))
 
     def improvement(self, reward: Any) -> float:
         """J(π) - J(μ) = E_μ[R (W - 1)]."""
         self._needs_support()
-        return float(np.sum(self._law * self._ratio_excess * self._centred(reward)))
+        return float(np.sum(self._law_shift * self._centred(reward)))
 
     def _centred(self, reward: Any) -> np.ndarray:
         """The reward minus its mean under μ: the weights it meets all have mean zero."""
