@@ -185,9 +185,10 @@ def test_a_privileged_teacher_reads_what_the_student_does_not(tiny, tmp_path):
 
 def test_gradients_have_the_known_relations(tiny, tmp_path):
     config = {
-        "student": {"path": tiny, "drop_layers": [1]}, "teacher": {"path": tiny}, "sequences": 64, "block": 16,
-        "max_tokens": 6, "sketch": 64, "prompts": 2,
-    }  # fmt: skip
+        "student": {"path": tiny, "drop_layers": [1]},
+        "teacher": {"path": tiny},
+        **{"sequences": 64, "block": 16, "max_tokens": 6, "sketch": 64, "prompts": 2},
+    }
     record = run_experiment("gradients", config, tmp_path)
     e = record["estimators"]
     assert (
