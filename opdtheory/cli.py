@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import opdtheory
-from opdtheory import checker
 from opdtheory.verification import runner
 from opdtheory.verification.ascent import SidesError
 from opdtheory.verification.certificate import file_name, write_json
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.engine import BUDGETS, search
 from opdtheory.verification.registry import load_catalogue
+from opdtheory.verification.replay import replay
 from opdtheory.verification.userclaims import load_user_claims
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=opdtheory.__doc__)
@@ -254,7 +254,7 @@ def search_command(
 @app.command("check")
 def check_command(paths: Annotated[list[Path], typer.Argument(metavar="CERT.json…")]) -> None:
     """Replay certificates with the stand-alone checker; exit 0 only if each one is confirmed."""
-    raise typer.Exit(checker.main([str(p) for p in paths]))
+    raise typer.Exit(replay(paths))
 
 
 def main() -> None:
