@@ -15,7 +15,7 @@ STATISTICS = numpy_rows.STATISTICS
 def available() -> tuple[str, ...]:
     """Implementations that can run here, fastest first."""
     names = ["numpy"]
-    if importlib.util.find_spec("numba") is not None and importlib.util.find_spec("opdtheory.audit.kernels.numba_rows"):
+    if importlib.util.find_spec("numba") is not None:
         names.insert(0, "numba")
     return tuple(names)
 
