@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import flint
 import numpy as np
 
 from opdtheory.elementary import exact, to_ball
-from opdtheory.spaces import SMALL, WITH_EOS, LogBox, Simplex, Size, Space, policy_pairs
+from opdtheory.spaces import WITH_EOS, LogBox, Simplex, Size, Space, policy_pairs
 from opdtheory.tabular import PolicyPair, TokenTree
 from opdtheory.verification.blocks import Values
 from opdtheory.verification.evidence import Evidence
@@ -28,11 +29,27 @@ DOUBLED = policy_pairs(reward=(0.0, 2.0))
 LAWS = policy_pairs(reward=None)
 
 
+LONG, DELTA = 4096, exact("1/10000")
+"""The source's own regime: T = 4096, largest token KL 10⁻⁴."""
+INTERIOR = policy_pairs(reward="extremal", full_support=True)
+FINITE = "full support (for finite values)"
+
+
+def vacuous(bound: Any) -> tuple[bool, str]:
+    """A bound on a change of J of more than 1 says nothing for rewards in [0, 1]."""
+    value = float(flint.arb(bound).mid())
+    return value >= 1, f"{value:.4g} at T = {LONG}, δ = 1e-4: a reward in [0, 1] cannot change by more than 1"
+
+
 def sized(*pairs: tuple[int, int], eos: bool = False, prompts: int = 1) -> tuple[Size, ...]:
     """Sizes (V, T), smallest first."""
-    return tuple({"vocab": v, "horizon": t, "eos": v - 1 if eos else None, "prompts": prompts} for v, t in pairs)
+    return tuple(
+        {"vocab": v, "horizon": t, "eos": v - 1 if eos else None, "prompts": prompts} for v, t in pairs
+    )
 
 
+ENDING = WITH_EOS
+"""Trees with an end-of-sequence token."""
 MULTI_STEP = sized((2, 2), (3, 2), (2, 3), (3, 3))
 """Sizes at which at least one context comes after a choice."""
 TWO_PROMPTS = sized((2, 1), (2, 2), prompts=2)
@@ -46,10 +63,14 @@ def on_policy(sizes: tuple[Size, ...]) -> Space:
         return {name: block for name, block in base.blocks(**size).items() if not name.startswith("pi.")}
 
     def build(values: Values, **size: Any) -> PolicyPair:
-        copies = {name.replace("mu.", "pi."): table for name, table in values.items() if name.startswith("mu.")}
+        copies = {
+            name.replace("mu.", "pi."): table for name, table in values.items() if name.startswith("mu.")
+        }
         return base.build(values | copies, **size)
 
-    return replace(base, blocks=blocks, build=build, pairs=(), description="one policy in both roles, rewards in [0, 1]")
+    return replace(
+        base, blocks=blocks, build=build, pairs=(), description="one policy in both roles, rewards in [0, 1]"
+    )
 
 
 def memoryless(*pairs: tuple[int, int], extra: dict[str, Any] | None = None) -> Space:
@@ -71,9 +92,13 @@ def memoryless(*pairs: tuple[int, int], extra: dict[str, Any] | None = None) -> 
         return PolicyPair.from_levels(tree, levels["mu"], levels["pi"], reward, validate=False, **scalars)
 
     return replace(
-        LAWS, sizes=sized(*pairs), blocks=blocks, build=build, pairs=(("mu", "pi"),),
+        LAWS,
+        sizes=sized(*pairs),
+        blocks=blocks,
+        build=build,
+        pairs=(("mu", "pi"),),
         description="memoryless policy pairs",
-    )  # fmt: skip
+    )
 
 
 def with_threshold(base: Space, low: float = 1e-4, high: float = 1.0) -> Space:
@@ -86,9 +111,13 @@ def with_threshold(base: Space, low: float = 1e-4, high: float = 1.0) -> Space:
         pair = base.build(values, **size)
         delta = values["delta"]
         return PolicyPair(
-            pair.tree, pair.behavior, pair.target, pair.reward, validate=False,
+            pair.tree,
+            pair.behavior,
+            pair.target,
+            pair.reward,
+            validate=False,
             delta=delta if delta.shape else delta.item(),
-        )  # fmt: skip
+        )
 
     return replace(base, blocks=blocks, build=build, description=f"{base.description}, threshold δ")
 
@@ -109,9 +138,3 @@ def table(name: str, rows: Callable[[], list[tuple[str, Any, str]]]) -> Callable
 
     run.__name__ = name
     return run
-
-
-__all__ = [
-    "ANY_SUPPORT", "COVERED", "DOUBLED", "FIXED", "FREE", "LAWS", "MULTI_STEP", "NESTED", "PROOFS", "SMALL", "TWO_PROMPTS", "UNIT",
-    "WITH_EOS", "WORST", "memoryless", "on_policy", "sized", "table", "with_threshold",
-]  # fmt: skip
