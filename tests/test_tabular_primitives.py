@@ -12,12 +12,14 @@ import pytest
 from opdtheory import checker
 from opdtheory.elementary import exact
 from opdtheory.tabular import DiscountedMDP, PolicyPair, SingleState, TeacherStudent
+from opdtheory.tabular.responses import MASKS
 from opdtheory.tabular.table import to_float
 from tests import twins
 from tests.test_tabular_pair import fast_tree
 from tests.tolerance import FLOAT64, close
 
 ESTIMATORS = ("i", "ii", "iii", "iv", "v", "immediate", "immediate_baseline", "topd_return")
+SIGNALS = ("rkl", "gate", "clip", "mask", "fkl", "tropd")
 ALPHA = Fraction(1, 3)
 
 
@@ -34,11 +36,12 @@ def arguments(kind: str, function: Any, size: int) -> list[dict[str, Any]]:
         "token": [0],
         "alpha": [ALPHA, Fraction(1)],
         "cap": [Fraction(3, 2)],
-        "delta": [Fraction(3, 10)],
-        "mask": ["kl", "log_ratio", "k3", "none"],
+        "delta": [Fraction(1, 7)],
+        "floor": [Fraction(1, 3)],
+        "mask": list(MASKS),
         "estimator": list(ESTIMATORS),
-        "first": ["immediate", "iv"],
-        "second": ["ii"],
+        "first": list(SIGNALS if kind == "single_state" else ESTIMATORS[3:]),
+        "second": ["fkl", "rkl"] if kind == "single_state" else ["ii"],
     }
     sets: list[dict[str, Any]] = [{}]
     for name in names:
@@ -118,7 +121,7 @@ def test_single_state_primitives():
         p, q = (twins.random_row(rng, vocab, rng.choice(twins.KINDS[:3])) for _ in range(2))
         x = SingleState(p, q, values=[Fraction(rng.randint(-5, 5), 3) for _ in range(vocab)])
         agreed, refused = compare("single_state", x, x.to_data(), vocab, seed)
-        assert agreed > 40 and (refused == 0 or 0 in q)
+        assert agreed > 40 and (refused == 0 or 0 in [*p, *q])
 
 
 def test_discounted_mdp_primitives():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 
 from opdtheory.elementary import absolute, amax, amin, asum, exact
 from opdtheory.tabular import flow, local
+from opdtheory.tabular.endings import AllEndings, blocks
 from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.table import flat_to_context_levels, flat_to_levels
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["PolicyContrast"]
+
+_LARGE = 1 << 20  # numbers in a table from which sums over sequences are taken block by block
 
 
 class PolicyContrast:
@@ -51,6 +55,12 @@ class PolicyContrast:
     def _sum(self, x: np.ndarray) -> Any:
         return self._out(asum(x, 0)) if len(x) else self._out(self._zero)
 
+    def _sequence_sum(self, terms: Callable[[Any], np.ndarray]) -> Any:
+        """Sum over complete sequences of ``terms(e)``, ``e`` an ``Endings`` of all of them or of a block."""
+        if self.is_exact or self._mu.size <= _LARGE:
+            return self._sum(terms(AllEndings(self)))
+        return self._out(sum(terms(block).sum(axis=0) for block in blocks(self)))
+
     def _max(self, x: np.ndarray) -> Any:
         return self._out(amax(x, 0))
 
@@ -86,33 +96,35 @@ class PolicyContrast:
     @cached_property
     def _covered(self) -> bool:
         """True if supp π ⊆ supp μ at every context of every instance."""
+        if not self.is_exact and self._mu.min() > 0:
+            return True
         return not bool(np.any((self._mu == 0) & (self._pi > 0)))
 
     @cached_property
     def _context_shift(self) -> np.ndarray:
         """Occupancy under π minus that under μ, by its own recursion: no cancellation for close policies."""
-        tree, mu, d, diff, pi = self.tree, self._mu, self._d, self._diff, self._pi
+        tree, mu, d, pi = self.tree, self._mu, self._d, self._pi
         out = np.empty(mu.shape[1:], dtype=mu.dtype)
         out[: tree.prompts] = self._zero
         b = tree.branching
         for t in range(tree.horizon - 1):
             here = tree.level_slice(t)
             step = out[here] * pi[:b, here]
-            step += d[here] * diff[:b, here]
+            step += d[here] * (pi[:b, here] - mu[:b, here])
             out[tree.level_slice(t + 1)] = step.reshape((-1, *mu.shape[2:]))
         return out
 
     @cached_property
     def _context_remainder(self) -> np.ndarray:
         """Second-order part of the occupancy shift: n(c) = d^π(c) - d^μ(c) - Σ_j μ_{<j}(π_j - μ_j)μ_{>j}."""
-        tree, mu, shift, diff = self.tree, self._mu, self._context_shift, self._diff
+        tree, mu, pi, shift = self.tree, self._mu, self._pi, self._context_shift
         out = np.empty(mu.shape[1:], dtype=mu.dtype)
         out[: tree.prompts] = self._zero
         b = tree.branching
         for t in range(tree.horizon - 1):
             here = tree.level_slice(t)
             step = out[here] * mu[:b, here]
-            step += shift[here] * diff[:b, here]
+            step += shift[here] * (pi[:b, here] - mu[:b, here])
             out[tree.level_slice(t + 1)] = step.reshape((-1, *mu.shape[2:]))
         return out
 
@@ -255,7 +267,7 @@ class PolicyContrast:
     @cached_property
     def tv_seq(self) -> Any:
         """TV of the sequence laws."""
-        return self._sum(absolute(self._law_shift)) / 2
+        return self._sequence_sum(lambda e: absolute(e.shift)) / 2
 
     @cached_property
     def kl_seq(self) -> Any:
@@ -285,12 +297,12 @@ class PolicyContrast:
     @cached_property
     def chi2_seq(self) -> Any:
         """χ²(π‖μ) of the sequence laws (E_μ W² - 1 if π is covered, else inf)."""
-        return self._sum(local.chi2_terms(self._law_mu, self._law_pi, self._law_shift))
+        return self._sequence_sum(lambda e: local.chi2_terms(e.law_mu, e.law_pi, e.shift))
 
     @cached_property
     def hellinger2_seq(self) -> Any:
         """Squared Hellinger distance of the sequence laws."""
-        return self._sum(local.hellinger2_terms(self._law_mu, self._law_pi, self._law_shift)) / 2
+        return self._sequence_sum(lambda e: local.hellinger2_terms(e.law_mu, e.law_pi, e.shift)) / 2
 
     @cached_property
     def k3_sum(self) -> Any:
@@ -300,14 +312,22 @@ class PolicyContrast:
     @cached_property
     def k3_seq(self) -> Any:
         """E_μ k3(W), W = ∏_t ρ_t."""
-        terms = self._law_shift - local.weigh(self._law_mu, self._sequence_log_ratio)
-        return self._sum(terms if self._covered else np.where(self._law_mu > 0, terms, self._zero))
+
+        def terms(e: Any) -> np.ndarray:
+            k3 = e.shift - local.weigh(e.law_mu, e.log_ratio)
+            return k3 if self._covered else np.where(e.law_mu > 0, k3, self._zero)
+
+        return self._sequence_sum(terms)
 
     @cached_property
     def w_second_moment(self) -> Any:
         """E_μ W²."""
-        squares = local.weigh(self._law_pi, local.ratio(self._law_mu, self._law_pi))
-        return self._sum(squares if self._covered else np.where(self._law_mu > 0, squares, self._zero))
+
+        def terms(e: Any) -> np.ndarray:
+            squares = local.weigh(e.law_pi, local.ratio(e.law_mu, e.law_pi))
+            return squares if self._covered else np.where(e.law_mu > 0, squares, self._zero)
+
+        return self._sequence_sum(terms)
 
     @cached_property
     def ratio_martingale(self) -> Any:
@@ -337,6 +357,16 @@ class PolicyContrast:
         if self.is_exact:
             return exact(int(not uncovered)) if self._mu.ndim == 2 else self._out(indicator(~uncovered, True))
         return self._out(1.0 - uncovered)
+
+    @cached_property
+    def min_behavior(self) -> Any:
+        """Smallest μ(a|c) of the tree."""
+        return self._min(amin(self._mu, 0))
+
+    @cached_property
+    def min_target(self) -> Any:
+        """Smallest π(a|c) of the tree."""
+        return self._min(amin(self._pi, 0))
 
     def _step(self, t: int, x: np.ndarray) -> Any:
         if not 0 <= t < self.tree.horizon:

@@ -22,6 +22,7 @@ __all__ = [
     "level",
     "place_on_endings",
     "sequence_entries",
+    "values",
 ]
 
 
@@ -80,6 +81,22 @@ def backward(
             q[:b, here] = below if terminal else below + reward[:b, here]
         v[here] = contract(table[:, here], q[:, here])
     return q, v
+
+
+def values(tree: TokenTree, table: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """V of a terminal reward under ``table``, ``(contexts[, batch])``, without forming Q."""
+    v = np.empty(reward.shape[1:], dtype=reward.dtype)
+    b, last = tree.branching, tree.horizon - 1
+    for t in range(last, -1, -1):
+        here = tree.level_slice(t)
+        if t == last:
+            v[here] = contract(table[:, here], reward[:, here])
+            continue
+        v[here] = contract(table[b:, here], reward[b:, here]) if tree.eos is not None else 0
+        if b:
+            below = v[tree.level_slice(t + 1)].reshape((b, *v[here].shape))
+            v[here] += contract(table[:b, here], below)
+    return v
 
 
 def sequence_entries(tree: TokenTree, x: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from opdtheory.elementary import absolute, asum, exact, is_exact, log, rel_entr, sqrt, to_ball
 
 __all__ = [
+    "CHUNK",
     "at_most",
     "chi2",
     "chi2_terms",
@@ -30,7 +31,7 @@ __all__ = [
     "weigh",
 ]
 
-_CHUNK = 1 << 15  # numbers a temporary array should hold: a few of them stay in the second-level cache
+CHUNK = 1 << 15  # numbers a temporary array should hold: a few of them stay in the second-level cache
 
 
 def in_chunks(fn: Callable[..., Any], outputs: int, *tables: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -38,7 +39,7 @@ def in_chunks(fn: Callable[..., Any], outputs: int, *tables: np.ndarray) -> tupl
     first = tables[0]
     contexts = first.shape[1]
     per_context = max(1, first.size // max(1, contexts))
-    size = max(1, _CHUNK // per_context)
+    size = max(1, CHUNK // per_context)
     if contexts <= size or first.dtype == object:
         result = fn(*tables)
         return result if outputs > 1 else (result,)

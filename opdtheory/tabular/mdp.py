@@ -8,7 +8,7 @@ from typing import Any
 import flint
 import numpy as np
 
-from opdtheory.elementary import absolute, amax, asum, exact
+from opdtheory.elementary import absolute, amax, amin, asum, exact
 from opdtheory.tabular import local
 from opdtheory.tabular.single import check_distribution
 from opdtheory.tabular.table import as_numbers
@@ -181,6 +181,16 @@ class DiscountedMDP:
     def adv_target_max(self) -> Any:
         """max_s |g(s)|."""
         return amax(absolute(self.g))
+
+    @cached_property
+    def reward_min(self) -> Any:
+        """Smallest reward."""
+        return amin(amin(self.reward))
+
+    @cached_property
+    def reward_max(self) -> Any:
+        """Largest reward."""
+        return amax(amax(self.reward))
 
     # ---- divergences
 

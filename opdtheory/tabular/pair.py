@@ -134,7 +134,7 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def J_target(self) -> Any:
         """J(π) = E_π[R]."""
-        value = flow.backward(self.tree, self._pi, self.reward.flat)[1]
+        value = flow.values(self.tree, self._pi, self.reward.flat)
         weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
         return self._sum(value[: self.tree.prompts] * weights)
 
@@ -152,7 +152,9 @@ class PolicyPair(ResponseQuantities):
 
     @cached_property
     def _flat_g(self) -> np.ndarray:
-        return flow.contract(self._diff, self._q_v[0])
+        return local.in_chunks(
+            lambda mu, pi, q: flow.contract(pi - mu, q), 1, self._mu, self._pi, self._q_v[0]
+        )[0]
 
     @cached_property
     def surrogate(self) -> Any:
@@ -170,23 +172,26 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def surrogate_reward(self) -> Any:
         """E_μ[R Σ_t (ρ_t - 1)] (DPPO, Eq 5)."""
+        if self._covered:
+            return self._sum(self._d * self._flat_g)
         return self._sum(self._d * flow.contract(self._supported_diff, self._q_v[0]))
 
     @cached_property
     def error(self) -> Any:
         """J(π) - J(μ) - L = Σ_y R(y) n(y) with the signed measure n of ``remainder``."""
-        return self._sum(self._flat_remainder * self._returns)
+        return self._sequence_sum(lambda e: e.remainder * e.returns)
 
     @cached_property
     def delta(self) -> Any:
         """E_μ[R Σ_t (ρ_t - 1)(1 - ∏_{j>t} ρ_j)] (DPPO, Eq 6), over the support of μ."""
-        terms = -self._flat_remainder * self._returns
-        return self._sum(terms if self._covered else terms * (self._law_mu > 0))
+        if self._covered:
+            return -self.error
+        return self._sequence_sum(lambda e: -e.remainder * e.returns * (e.law_mu > 0))
 
     @cached_property
     def error_sup(self) -> Any:
         """½ Σ_y |n(y)|: the supremum of |error| over rewards in [0, 1]."""
-        return self._sum(absolute(self._flat_remainder)) / 2
+        return self._sequence_sum(lambda e: absolute(e.remainder)) / 2
 
     @cached_property
     def remainder(self) -> list[np.ndarray]:
@@ -208,7 +213,8 @@ class PolicyPair(ResponseQuantities):
         roots = v[: self.tree.prompts]
         weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
         between = self._sum((roots - asum(roots * weights, 0)) ** 2 * weights)
-        return sqrt(between + self._sum(self._d * flow.contract(self._mu, (q - v) ** 2)))
+        within = local.in_chunks(lambda mu, q, v: flow.contract(mu, (q - v) ** 2), 1, self._mu, q, v[None])[0]
+        return sqrt(between + self._sum(self._d * within))
 
     @cached_property
     def reward_min(self) -> Any:
@@ -251,17 +257,17 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def reward_log_w(self) -> Any:
         """E_μ[R log W], -inf where W = 0 < R has mass; for R ≥ 0."""
-        return self._sum(local.weigh(self._law_mu * self._returns, self._sequence_log_ratio))
+        return self._sequence_sum(lambda e: local.weigh(e.law_mu * e.returns, e.log_ratio))
 
     @cached_property
     def cost_log_w(self) -> Any:
         """E_μ[(1 - R) log W]; for R ≤ 1."""
-        return self._sum(local.weigh(self._law_mu * (1 - self._returns), self._sequence_log_ratio))
+        return self._sequence_sum(lambda e: local.weigh(e.law_mu * (1 - e.returns), e.log_ratio))
 
     @cached_property
     def reward_floor_log_w(self) -> Any:
         """E_μ[R max(log W, -1)]."""
-        return self._sum(local.weigh(self._law_mu * self._returns, maximum(self._sequence_log_ratio, -1)))
+        return self._sequence_sum(lambda e: local.weigh(e.law_mu * e.returns, maximum(e.log_ratio, -1)))
 
     def reward_capped_log_w(self, cap: Any) -> Any:
         """E_μ[R min(max(log W, -1), cap)]."""

@@ -150,6 +150,21 @@ class TeacherStudent:
         """Mean number of tokens of the teacher, EOS counted."""
         return self.teacher.expected_length
 
+    @property
+    def min_student(self) -> Any:
+        """Smallest student probability of the tree."""
+        return self.contrast.min_behavior
+
+    @property
+    def min_teacher(self) -> Any:
+        """Smallest teacher probability of the tree."""
+        return self.contrast.min_target
+
+    @property
+    def min_candidate(self) -> Any:
+        """Smallest candidate probability of the tree."""
+        return self._step.min_target
+
     @cached_property
     def kl_state_sum(self) -> Any:
         """Σ_c KL(student‖teacher)(c), every context counted once."""
