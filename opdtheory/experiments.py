@@ -33,6 +33,7 @@ PROVIDERS = (
     "opdtheory.gradients.experiment",
     "opdtheory.harness.experiments",
     "opdtheory.simulate.experiments",
+    "opdtheory.studies.experiments",
 )
 """Modules that register experiments when imported; they import their heavy libraries inside the
 experiments.
