@@ -254,6 +254,12 @@ class SingleState:
         covered = ~(self._outside & np.asarray(self.q > 0, dtype=bool)).any(axis=-1)
         return exact(int(covered)) if self.is_exact and self.p.ndim == 1 else covered.astype(np.float64)[()]
 
+    @cached_property
+    def p_covered(self) -> Any:
+        """1 if supp p ⊆ supp q, else 0."""
+        covered = ~(~self._outside & np.asarray(self.q == 0, dtype=bool)).any(axis=-1)
+        return exact(int(covered)) if self.is_exact and self.p.ndim == 1 else covered.astype(np.float64)[()]
+
     # ---- rewards of distillation: log ratio, TOP-D, TrOPD's gate
 
     def expect_p(self, f: Any) -> Any:
@@ -381,10 +387,12 @@ class SingleState:
         return asum(np.where(self.p > 0, absolute(self.q - self.p), 0 * self.p))
 
     def dppo_tv_drift(self, delta: Any) -> Any:
-        """Rate of change of TV(p, q) when the logits of q follow the DPPO-masked policy gradient, full support.
+        """Rate of change of TV(p, q) when the logits of q follow DPPO's masked policy gradient, full support.
 
-        The gradient is E_{y~p}[M ρ Â ∇log q(y)] with Â = values − E_p values and the exact TV(p, q) > δ as the mask's test.
+        The gradient is E_{y~p}[M ρ Â ∇log q(y)] with Â = values − E_p values and exact TV(p, q) > δ as the
+        mask's test.
         """
+        delta = exact(delta) if self.is_exact else np.asarray(delta)
         advantage = self._values - self._column(self.mean_values)
         outward = ((advantage > 0) & (self.q > self.p)) | ((advantage < 0) & (self.q < self.p))
         weight = self.q * np.where(outward & self._column(self.tv > delta), 0 * advantage, advantage)
@@ -398,14 +406,15 @@ class SingleState:
     def _direction(self, signal: str, floor: Any, k: int) -> np.ndarray:
         """E_p[signal(ρ) ∇log p], or for "fkl" −∇ of the top-``k`` forward KL without tail; p of full support.
 
-        Signals of ρ = q/p: "rkl" log ρ; "gate" min(ρ, 1) log ρ; "clip" max(log ρ, log floor); "mask" 1[ρ > floor] log ρ;
-        "tropd" the gate plus TV(p, q) (its rejection rate) times "fkl".
+        Signals of ρ = q/p: "rkl" log ρ; "gate" min(ρ, 1) log ρ; "clip" max(log ρ, log floor);
+        "mask" 1[ρ > floor] log ρ; "tropd" the gate plus TV(p, q) (its rejection rate) times "fkl".
         """
         if signal == "fkl":
             head = np.where(divergences.topk_members(self.q, k), self.q, 0 * self.q)
             return head - self.p * self._column(asum(head))
         if signal == "tropd":
-            return self._direction("gate", floor, k) + self._column(self.tv) * self._direction("fkl", floor, k)
+            forward = self._column(self.tv) * self._direction("fkl", floor, k)
+            return self._direction("gate", floor, k) + forward
         if signal == "rkl":
             reward = self.log_ratio
         elif signal == "gate":
@@ -448,6 +457,16 @@ class SingleState:
     def gain(self) -> Any:
         """E_q[values] - E_p[values]."""
         return asum((self.q - self.p) * self._values)
+
+    @cached_property
+    def values_min(self) -> Any:
+        """min values."""
+        return amin(self._values)
+
+    @cached_property
+    def values_max(self) -> Any:
+        """max values."""
+        return amax(self._values)
 
     @cached_property
     def values_span(self) -> Any:
