@@ -19,6 +19,10 @@ KL32 = 1e-3
 """Relative accuracy asked of small divergences computed in float32."""
 SIGMAS = 5.0
 """Monte Carlo estimates must lie within this many standard errors."""
+EXPONENT = 1e-2
+"""Scaling exponents between two finite horizons, whose lower-order terms have not died out."""
+RARE = 1e-6
+"""Probability below which chance no longer explains a failed simulation."""
 
 
 def close(actual: Any, expected: Any, tol: float = FLOAT64) -> bool:
@@ -29,7 +33,3 @@ def close(actual: Any, expected: Any, tol: float = FLOAT64) -> bool:
     finite = np.isfinite(a) & np.isfinite(b)
     scale = np.maximum(1.0, np.maximum(np.abs(a[finite]), np.abs(b[finite])))
     return bool(np.all(a[~finite] == b[~finite]) and np.all(np.abs(a[finite] - b[finite]) <= tol * scale))
-EXPONENT = 1e-2
-"""Scaling exponents between two finite horizons, whose lower-order terms have not died out."""
-RARE = 1e-6
-"""Probability below which chance no longer explains a failed simulation."""
