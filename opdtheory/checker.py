@@ -1166,6 +1166,13 @@ def pair_acceptance(x: PolicyPair, mask: str, delta: Any) -> Any:
 
 
 @primitive("policy_pair")
+def pair_first_token_acceptance(x: PolicyPair, delta: Any) -> Any:
+    """P_μ(|log ρ_1| ≤ delta)."""
+    first = [(w, x.ratios(steps[:1])[0]) for w, (_p, steps) in zip(x.law_mu, x.sequences, strict=True) if w]
+    return total(w for w, ratio in first if at_most(abs(x.log(ratio)), delta))
+
+
+@primitive("policy_pair")
 def pair_masked_surrogate(x: PolicyPair, mask: str, delta: Any) -> Any:
     """E_μ[M (R - E_μ R) Σ_t ρ_t]."""
     return sum((w * gain * sum(x.ratios(steps)) for w, gain, steps in kept(x, mask, delta)), Fraction(0))

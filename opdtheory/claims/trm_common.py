@@ -102,21 +102,21 @@ def memoryless(*pairs: tuple[int, int], extra: dict[str, Any] | None = None) -> 
 
 
 def with_threshold(base: Space, low: float = 1e-4, high: float = 1.0) -> Space:
-    """The same instances with a threshold ``delta``."""
+    """The same instances with a named ``threshold``."""
 
     def blocks(**size: Any) -> dict[str, Any]:
-        return base.blocks(**size) | {"delta": LogBox((), low, high)}
+        return base.blocks(**size) | {"threshold": LogBox((), low, high)}
 
     def build(values: Values, **size: Any) -> PolicyPair:
         pair = base.build(values, **size)
-        delta = values["delta"]
+        threshold = values["threshold"]
         return PolicyPair(
             pair.tree,
             pair.behavior,
             pair.target,
             pair.reward,
             validate=False,
-            delta=delta if delta.shape else delta.item(),
+            threshold=threshold if threshold.shape else threshold.item(),
         )
 
     return replace(base, blocks=blocks, build=build, description=f"{base.description}, threshold δ")

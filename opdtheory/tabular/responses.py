@@ -108,6 +108,16 @@ class ResponseQuantities(PolicyContrast):
         """E_μ[M]: the share of responses that the mask keeps."""
         return self._sum(self._law_mu * self._accepted(mask, delta))
 
+    def first_token_acceptance(self, delta: Any) -> Any:
+        """P_μ(|log ρ_1| ≤ δ): the chance that the first token passes the threshold."""
+        root = self._here(0)
+        sizes, delta = absolute(self._log_rho[:, root]), self._inner(delta)
+        if self.is_exact:
+            passed = np.frompyfunc(lambda s: local.at_most(s, delta), 1, 1)(sizes)
+        else:
+            passed = (sizes <= delta).astype(np.float64)
+        return self._sum(self._d[root] * asum(self._mu[:, root] * passed, 0))
+
     def masked_surrogate(self, mask: str, delta: Any) -> Any:
         """E_μ[M (R − J(μ)) Σ_t ρ_t] (Trust Region Masking, slide 4.1.1)."""
         weight = self._law_mu * self._accepted(mask, delta) * self._gain
