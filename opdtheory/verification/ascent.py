@@ -68,7 +68,9 @@ def scores(claim: Claim, instance: Any, lanes: int) -> tuple[np.ndarray, np.ndar
             score = np.where(np.isinf(lhs) != np.isinf(rhs), 1.0, score)
         else:
             score = lhs - rhs
-        score = np.where(lhs == rhs, np.minimum(score, threshold(claim)) if claim.has_ratio else 0.0, score)
+        if claim.has_ratio:
+            score = np.where(lhs == rhs, np.minimum(score, threshold(claim)), score)
+        # two infinities of one sign satisfy every relation but say nothing about tightness
         score = np.where((lhs == rhs) & np.isinf(lhs), -1.0, score)
         if claim.relation not in {"==", "identity"}:
             score = np.where(np.isposinf(rhs) & np.isfinite(lhs), -1.0 if not claim.has_ratio else 0.0, score)

@@ -108,6 +108,8 @@ def search(
         raise ValueError(f"claim {claim.id} is {claim.form}: there is nothing to search")
     begin = time.perf_counter()
     budget = budget or BUDGETS["default"]
+    if claim.relation in {"==", "identity"}:
+        budget = replace(budget, rounds=budget.rounds // 4)  # a false equality fails almost everywhere
     rng = generator(claim, seed)
     best: Findings | None = None
     instances = ascents = 0

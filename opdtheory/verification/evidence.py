@@ -20,5 +20,8 @@ class Evidence:
     ok: bool
     detail: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ok", bool(self.ok))  # comparisons of arrays give numpy's own booleans
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
