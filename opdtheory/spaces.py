@@ -247,8 +247,8 @@ def policy_pairs(
         return pair
 
     def conditions(x: Any) -> list[Condition]:
-        ends = reward if isinstance(reward, tuple) else (0, 1) if reward == "extremal" else (0, 0)
-        out = _between(x.reward_min, x.reward_max, ends)
+        ends = (0, 1) if isinstance(reward, str) else reward
+        out = [] if ends is None else _between(x.reward_min, x.reward_max, ends)
         if full_support:
             out += [(x.min_behavior, ">", 0), (x.min_target, ">", 0)]
         elif absolutely_continuous:
