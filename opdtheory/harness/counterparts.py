@@ -39,7 +39,7 @@ def step(kl_per_token: float, seed: int = 0) -> dict[str, Any]:
     tree, behavior, target = policies(kl_per_token, seed)
     pair = PolicyPair(tree, behavior, target, terminal_reward(tree, lambda _, tokens: float(0 in tokens)))
     found = {n: getattr(pair, n, None) for n in calculator.QUANTITIES if n not in ("horizon", "vocab")}
-    given = {n: float(v) for n, v in found.items() if isinstance(v, float | np.ndarray)}
+    given: dict[str, Any] = {n: float(v) for n, v in found.items() if isinstance(v, float | np.ndarray)}
     report = calculator.calculate(horizon=HORIZON, reward_range=(0.0, 1.0), **given)
     return {
         "vocab": VOCAB,

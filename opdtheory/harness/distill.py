@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,16 @@ def distill(run: Run) -> dict[str, Any]:
     if config["steps"] < 1 or config["group"] < 1 or config["prompts_per_step"] < 1:
         raise ValueError("steps, group, prompts_per_step: expected at least 1 each")
     teacher = models.build(config["teacher"])
-    models.check_pair(models.build(config["student"]), teacher)
+    student = models.build(config["student"])
+    models.check_pair(student, teacher)
+    models.parameters(student, config["train"])
+    longest = max(config["max_tokens"] + config["guided_tokens"], config["evaluation_tokens"])
+    for model in (student, teacher):
+        models.check_context(model, tasks.encode_prompts(model, len(tasks.GENERAL)), longest)
+    del student
     curves = {}
     for name in run.track(config["methods"], "distill"):
-        curves[name] = run.part(name, lambda name=name: _train(run, name, teacher))
+        curves[name] = run.part(name, partial(_train, run, name, teacher))
     summary = {name: summarise(curve, config) for name, curve in curves.items()}
     kl = next(iter(curves.values()))[0]["kl_on_policy"] if curves else 0.0
     exact = counterparts.contraction(kl, config["alpha"], config["steps"], config["seed"]) if kl > 0 else []
@@ -75,8 +82,8 @@ def _train(run: Run, name: str, teacher: models.LanguageModel) -> list[dict[str,
         config["beta_guidance"], config["lambda"], config["chunk"],
     )  # fmt: skip
     student = models.build(config["student"])
-    task = _task(config, student, teacher)
     trained = models.trainable(student, config["train"])
+    task = _task(config, student, teacher)
     optimizer = torch.optim.AdamW(
         trained, lr=config["learning_rate"], weight_decay=config["weight_decay"], foreach=False
     )
@@ -138,7 +145,7 @@ def _step(
     norms = []
     for part in np.array_split(order, min(objective.minibatches, len(order))):
         optimizer.zero_grad(set_to_none=True)
-        batch = scored.rows(part)
+        batch = scored.rows(part.tolist())
         loss(objective, student, teacher, batch, advantage[part], settings, uniform[part]).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, math.inf, foreach=False)))
         optimizer.step()
@@ -236,8 +243,8 @@ def save_checkpoint(
 ) -> None:
     """Parameters, optimizer state and the curve so far, written atomically."""
     state = {"parameters": [p.detach() for p in trained], "optimizer": optimizer.state_dict(), "curve": curve}
-    with atomic(path) as partial:
-        torch.save(state, partial)
+    with atomic(path) as unfinished:
+        torch.save(state, unfinished)
 
 
 def load_checkpoint(

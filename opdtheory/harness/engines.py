@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -156,9 +156,10 @@ class _Decoder:
             use_cache=True,
         ).last_hidden_state
         if self.kv_bits is not None:
-            for layer in self.cache.layers:
-                for kept in (layer.keys, layer.values):
-                    kept[..., -ids.shape[1] :, :] = round_to_bits(kept[..., -ids.shape[1] :, :], self.kv_bits)
+            layers: Any = self.cache.layers
+            fresh = slice(-ids.shape[1], None)
+            for kept in (x for layer in layers for x in (layer.keys, layer.values)):
+                kept[..., fresh, :] = round_to_bits(kept[..., fresh, :], self.kv_bits)
         return self.model.head(states[:, -1].to(self.model.head.weight.device))
 
 

@@ -78,20 +78,26 @@ def _collect(run: Run) -> list[dict[str, np.ndarray]]:
     starts = list(range(0, config["sequences"], size))
     paths = [run.folder("blocks") / f"{start:06d}.npz" for start in starts]
     found: list[dict[str, np.ndarray]] = []
-    student = teacher = sketch = None
+    loaded: tuple[LanguageModel, LanguageModel, Sketch] | None = None
     for start, path in run.track(list(zip(starts, paths, strict=True)), "gradients"):
         if not (run.resume and path.exists()):
-            if student is None:
+            if loaded is None:
                 student, teacher = models.build(config["student"]), models.build(config["teacher"])
                 models.check_pair(student, teacher)
-                sketch = Sketch(student, config["space"], config["sketch"], config["seed"])
+                loaded = student, teacher, Sketch(student, config["space"], config["sketch"], config["seed"])
+                for model in loaded[:2]:
+                    models.check_context(model, _prompts(model, config), config["max_tokens"])
             count = min(size, config["sequences"] - start)
-            arrays = _block(config, student, teacher, sketch, start, count)
+            arrays = _block(config, *loaded, start, count)
             with atomic(path) as partial:
-                np.savez_compressed(partial, **arrays)
+                np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
         with np.load(path) as file:
             found.append({name: file[name] for name in file.files})
     return found
+
+
+def _prompts(model: LanguageModel, config: Mapping[str, Any]) -> list[list[int]]:
+    return tasks.encode_prompts(model, config["prompts"])
 
 
 def _block(
@@ -103,10 +109,10 @@ def _block(
     count: int,
 ) -> dict[str, np.ndarray]:
     """``count`` rollouts of one prompt, starting at number ``start``, padded to ``max_tokens``."""
-    texts = tasks.general(config["prompts"])
-    text = texts[(start // config["block"]) % len(texts)]
+    number = (start // config["block"]) % config["prompts"]
+    ours, theirs = _prompts(student, config)[number], _prompts(teacher, config)[number]
     sampler = Sampler(max_tokens=config["max_tokens"], seed=config["seed"] * 1_000_003 + start + 1)
-    drawn = TorchEngine(student).generate([student.encode(text)], sampler, count)
+    drawn = TorchEngine(student).generate([ours], sampler, count)
     alphas = [a for a in config["alphas"] if a < 1]
 
     def moments(p: torch.Tensor, q: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -114,7 +120,7 @@ def _block(
 
     scored = score(
         student, teacher, drawn.prompts, drawn.responses,
-        teacher_prompts=[teacher.encode(text)] * count, extra=moments, chunk=config["chunk"],
+        teacher_prompts=[theirs] * count, extra=moments, chunk=config["chunk"],
     )  # fmt: skip
     scores, lengths = token_scores(student, scored, sketch, config["max_tokens"])
     wide = {
@@ -165,7 +171,7 @@ def analyse(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     samples = {name: np.einsum("nt,ntk->nk", a, scores) for name, a in forms.items()}
     sizes, reference = config["sample_sizes"], samples["togo"]
     compared = {name: compare_estimators(g, reference, sizes) for name, g in samples.items()}
-    variance = compared["togo"]["variance"]
+    variance = compared["togo"].variance
     estimators = {}
     for name, found in compared.items():
         # (iv) has the to-go form's mean and less noise: the same bias, told more precisely
@@ -173,11 +179,9 @@ def analyse(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         bias2 = jackknife(cross(quieter, quieter))
         estimators[name] = {
             "bias2_against_expected": _plain(bias2),
-            **{k: _plain(found[k]) for k in ("bias2", "variance", "mean2", "cosine")},
-            "mse": {str(n): _plain(v) for n, v in found["mse"].items()},
-            "better_than_togo_up_to": crossover(
-                found["bias2"].value, found["variance"].value, variance.value
-            ),
+            **{k: _plain(getattr(found, k)) for k in ("bias2", "variance", "mean2", "cosine")},
+            "mse": {str(n): _plain(v) for n, v in found.mse.items()},
+            "better_than_togo_up_to": crossover(bias2.value, found.variance.value, variance.value),
         }
     return {
         "sequences": int(mask.shape[0]),

@@ -8,6 +8,7 @@ the update never saw; what happened is measured on fresh responses of π itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,14 @@ def improve(run: Run) -> dict[str, Any]:
         raise ValueError(f"rollout engine {config['rollout']}: {reason}")
     engine = engines.get(config["rollout"])
     base = engines.language_model({})
+    models.parameters(base, config["train"])
     train, held = _tasks(config)
+    for task in (train, held):
+        models.check_context(base, tasks.encode_prompts(base, task.requests), config["max_tokens"])
     results = {}
     batches: list[Rollouts] = []
     for name in run.track(config["methods"], "improve"):
-        results[name] = run.part(
-            name, lambda name=name: _method(run, name, engine, base, train, held, batches)
-        )
+        results[name] = run.part(name, partial(_method, run, name, engine, base, train, held, batches))
     exact = {}
     for name, r in results.items():
         d_seq = r["evidence"]["quantities"]["kl_seq"]["value"]
@@ -87,13 +89,14 @@ def _method(
         "reverse_kl": stats["kl_qp"],
         "chi2": stats["chi2_qp"],
     }
-    found = evidence(arrays, sample.rewards, sample.prompt_id, config["max_tokens"])
-    fresh = _sample(TorchEngine(model, batch=config["batch"]), base, held, config, 3)
-    before, after = (clustered(r.rewards, r.prompt_id) for r in (sample, fresh))
+    found = evidence(arrays, sample.reward, sample.prompt_id, config["max_tokens"])
+    # the same uniform numbers drive both policies: each mean stays unbiased, their difference is less noisy
+    fresh = _sample(TorchEngine(model, batch=config["batch"]), base, held, config, 2)
+    before, after = (clustered(r.reward, r.prompt_id) for r in (sample, fresh))
     labels = sorted(set(sample.prompt_id))
     paired = np.array(
         [
-            fresh.rewards[fresh.prompt_id == g].mean() - sample.rewards[sample.prompt_id == g].mean()
+            fresh.reward[fresh.prompt_id == g].mean() - sample.reward[sample.prompt_id == g].mean()
             for g in labels
         ]
     )
@@ -128,7 +131,7 @@ def update(
     """
     parameters = models.trainable(model, config["train"])
     optimizer = torch.optim.AdamW(parameters, lr=config["learning_rate"], weight_decay=0.0, foreach=False)
-    advantage = advantages.group_mean_baseline(batch.rewards, batch.prompt_id)
+    advantage = advantages.group_mean_baseline(batch.reward, batch.prompt_id)
     old = _log_probs(model, batch, config["chunk"])
     top = _top_probabilities(engine, batch, config) if name in TOPK else None
     random = np.random.default_rng([config["seed"], 11])

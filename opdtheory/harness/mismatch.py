@@ -78,7 +78,9 @@ def measure(
 ) -> None:
     """Sample from the rollout engine, compare with the training forward, and store the arrays at ``path``."""
     rollout, train = engines.get(rollout_spec), engines.get(train_spec)
-    prompts = tasks.encode_prompts(engines.language_model({}), config["prompts"])
+    model = engines.language_model({})
+    prompts = tasks.encode_prompts(model, config["prompts"])
+    models.check_context(model, prompts, config["max_tokens"])
     sampled = rollout.generate(prompts, sampler, config["samples"])
     stats = compare(rollout, train, sampled.prompts, sampled.responses, sampled.tokens, config["chunk"])
     drift = np.abs(stats["log_p"] - sampled.raw_log_probs).max(-1)

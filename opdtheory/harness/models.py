@@ -42,19 +42,19 @@ class LanguageModel:
     text.
     """
 
-    module: nn.Module
+    module: Any  # a transformers causal LM; its attributes are not typed
     tokenizer: Any
     name: str
     system: str | None = None
     hint: str | None = None
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> Any:
         """The map from hidden states to logits."""
         return self.module.get_output_embeddings()
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Any:
         """Everything before the head."""
         return self.module.base_model
 
@@ -71,7 +71,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.module.get_input_embeddings().weight.device
+        return torch.device(self.module.get_input_embeddings().weight.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,7 +241,7 @@ def check_context(model: LanguageModel, prompts: Sequence[Sequence[int]], new_to
             )
 
 
-def drop_layers(module: nn.Module, layers: Sequence[int]) -> None:
+def drop_layers(module: Any, layers: Sequence[int]) -> None:
     """Remove decoder layers in place and renumber the rest, so that the KV cache has no holes."""
     trunk = module.base_model
     count = len(trunk.layers)
@@ -268,7 +268,7 @@ def add_noise(module: nn.Module, scale: float, seed: int = 0) -> None:
             weight += (scale * weight.float().std() * noise.to(weight.device)).to(weight.dtype)
 
 
-def quantise_weights(module: nn.Module, bits: int, group: int = 32) -> None:
+def quantise_weights(module: Any, bits: int, group: int = 32) -> None:
     """Round every linear layer of the trunk in place to ``bits`` bits, symmetric, one scale per ``group``
     inputs.
     """
@@ -292,10 +292,8 @@ def round_to_bits(x: torch.Tensor, bits: int, group: int | None = None) -> torch
     return rounded.reshape(x.shape).to(x.dtype)
 
 
-def trainable(model: LanguageModel, which: str) -> list[nn.Parameter]:
-    """Switch on gradients for ``all`` parameters or the ``last:N`` decoder layers, and return these
-    parameters.
-    """
+def parameters(model: LanguageModel, which: str) -> list[nn.Parameter]:
+    """``all`` parameters, or those of the ``last:N`` decoder layers."""
     if which == "all":
         chosen = list(model.module.parameters())
     elif which.startswith("last:") and which[5:].isdigit() and 1 <= int(which[5:]) <= len(model.trunk.layers):
@@ -304,6 +302,12 @@ def trainable(model: LanguageModel, which: str) -> list[nn.Parameter]:
         raise ValueError(
             f"train {which!r}: expected 'all' or 'last:N' with N up to {len(model.trunk.layers)}"
         )
+    return chosen
+
+
+def trainable(model: LanguageModel, which: str) -> list[nn.Parameter]:
+    """Switch on gradients for the ``parameters`` named, and return them."""
+    chosen = parameters(model, which)
     for parameter in chosen:
         parameter.requires_grad_(True)
     return chosen
@@ -326,7 +330,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _from_pretrained(path: Path, dtype: torch.dtype, device_map: Any) -> tuple[nn.Module, Any]:
+def _from_pretrained(path: Path, dtype: torch.dtype, device_map: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"gguf_file": path.name} if path.is_file() else {}

@@ -56,27 +56,36 @@ def jackknife(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum())))
 
 
-def compare_estimators(
-    estimator: np.ndarray, reference: np.ndarray, sizes: Sequence[int]
-) -> dict[str, Interval | dict[int, Interval] | None]:
-    """Bias² (against the reference's mean), variance of one sample, cosine of the means, MSE at each sample
-    size.
+@dataclass(frozen=True)
+class Comparison:
+    """An estimator against a reference: squared bias, variance and squared mean of one sample, cosine of the
+    two means (None where one of them cannot be told from zero), mean squared error for each number of
+    samples.
+    """
 
-    Both matrices come from the same rollouts, row by row, so the bias is estimated from paired differences.
-    The cosine is None where one of the means cannot be told from zero.
+    bias2: Interval
+    variance: Interval
+    mean2: Interval
+    cosine: Interval | None
+    mse: dict[int, Interval]
+
+
+def compare_estimators(estimator: np.ndarray, reference: np.ndarray, sizes: Sequence[int]) -> Comparison:
+    """Compare two estimators (N, k) computed from the same rollouts row by row, so that the bias is estimated
+    from paired differences.
     """
     difference = estimator - reference
     bias2, variance = cross(difference, difference), spread(estimator)
     lengths = cross(estimator, estimator), cross(reference, reference)
     inner = cross(estimator, reference)
     seen = bool((lengths[0] > 0).all() and (lengths[1] > 0).all())
-    return {
-        "bias2": jackknife(bias2),
-        "variance": jackknife(variance),
-        "mean2": jackknife(lengths[0]),
-        "cosine": jackknife(inner / np.sqrt(lengths[0] * lengths[1])) if seen else None,
-        "mse": {n: jackknife(bias2 + variance / n) for n in sizes},
-    }
+    return Comparison(
+        bias2=jackknife(bias2),
+        variance=jackknife(variance),
+        mean2=jackknife(lengths[0]),
+        cosine=jackknife(inner / np.sqrt(lengths[0] * lengths[1])) if seen else None,
+        mse={n: jackknife(bias2 + variance / n) for n in sizes},
+    )
 
 
 def crossover(bias2: float, variance: float, reference_variance: float) -> float:

@@ -103,6 +103,13 @@ class Rollouts:
         return len(self.prompts)
 
     @property
+    def reward(self) -> np.ndarray:
+        """``rewards`` (B,); ValueError where none were recorded."""
+        if self.rewards is None:
+            raise ValueError(f"rollouts of {self.model} by {self.engine} carry no rewards")
+        return self.rewards
+
+    @property
     def lengths(self) -> np.ndarray:
         """Response tokens per row, the end token counted."""
         return self.response_mask.sum(-1)
@@ -212,7 +219,7 @@ def export(rollouts: Rollouts, path: str | Path) -> Path:
     }
     if path.suffix == ".npz":
         with atomic(path) as partial:
-            np.savez_compressed(partial, settings=np.array(json.dumps(settings)), **arrays)
+            np.savez_compressed(partial, **arrays, settings=np.array(json.dumps(settings)))  # type: ignore[arg-type]
     elif path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def encode_prompts(
     model: LanguageModel, prompts: int | Sequence[str] | Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """Token ids of prompts given as a number of general requests, as texts, or as token ids."""
-    chosen = general(prompts) if isinstance(prompts, int) else list(prompts)
+    chosen: Sequence[Any] = general(prompts) if isinstance(prompts, int) else prompts
     return [model.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in chosen]
 
 

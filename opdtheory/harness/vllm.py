@@ -66,7 +66,8 @@ def _sampled(entry: Mapping[Any, Any] | None, token: int, where: str) -> float:
         raise ValueError(f"{where}: no log-probability for the sampled token {token}")
     if isinstance(found, Mapping):
         found = found.get("logprob")
-    value = float(getattr(found, "logprob", found))
+    number: Any = getattr(found, "logprob", found)
+    value = float("nan") if number is None else float(number)
     if not value <= 0:
         raise ValueError(f"{where}: log-probability {value} of token {token}, expected at most 0")
     return value
