@@ -121,8 +121,8 @@ def error_scaling(divergence: str, level: float, horizons: Iterable[int] = HORIZ
         mine = [r for r in rows if r["family"] == family]
         series = {"measured": [r["error"] for r in mine]}
         series |= {name: [r["bounds"][name] for r in mine] for name in mine[0]["bounds"]}
-        for name, values in series.items():
-            exponents.append({"family": family, "series": name, **fitted_exponent(horizons, values)})
+        for name, line in series.items():
+            exponents.append({"family": family, "series": name, **fitted_exponent(horizons, line)})
     return {"divergence": divergence, "level": level, "rows": rows, "exponents": exponents}
 
 

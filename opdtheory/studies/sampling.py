@@ -22,7 +22,7 @@ def model(distance: float, vocab: int = 3, horizon: int = 4, seed: int = 0) -> P
     tree = TokenTree(vocab=vocab, horizon=horizon)
     rng = np.random.default_rng(seed)
     mu, other = (Policy.random(tree, seed=rng, concentration=1.0) for _ in range(2))
-    reward = [np.zeros(tree.level_shape(t)) for t in range(horizon)]
+    reward: list[np.ndarray] = [np.zeros(tree.level_shape(t)) for t in range(horizon)]
     reward[-1] = (rng.random(tree.level_shape(horizon - 1)) < 0.4) * 1.0
     return PolicyPair.from_levels(tree, mu.levels, Policy.mixture(other, mu, distance).levels, reward)
 
