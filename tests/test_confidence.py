@@ -105,6 +105,36 @@ def test_betting_lower_end_by_direct_inversion() -> None:
     assert peak(end - LOOSE64) >= 1 / delta > peak(end + LOOSE64)
 
 
+CONFSEQ = {
+    (50, "beta"): (0.2235, 0.348),
+    (50, "bernoulli"): (0.0925, 0.4135),
+    (50, "narrow"): (0.6755, 0.7755),
+    (300, "beta"): (0.272, 0.3155),
+    (300, "bernoulli"): (0.2845, 0.403),
+    (300, "narrow"): (0.7365, 0.758),
+}
+"""Output of ``betting_ci`` of the package confseq 0.0.11 (truncation 0.75/m) on a grid of 2000 means;
+it needs NumPy 1 and a compiler, which is why it is no dependency.
+"""
+
+
+def test_betting_agrees_with_a_published_implementation() -> None:
+    rng = np.random.default_rng(0)
+    cell = 1 / 2000
+    for n in (50, 300):
+        samples = {
+            "beta": rng.beta(2, 5, n),
+            "bernoulli": (rng.random(n) < 0.3) * 1.0,
+            "narrow": rng.beta(60, 20, n),
+        }
+        for name, x in samples.items():
+            ends = confidence.betting(x, 0.95)
+            low, high = CONFSEQ[n, name]
+            # a grid rounds outwards by up to one cell
+            assert low - TIGHT <= ends.lower <= low + cell + TIGHT, (n, name)
+            assert high - cell - TIGHT <= ends.upper <= high + TIGHT, (n, name)
+
+
 def test_betting_holds_at_all_sample_sizes_at_once() -> None:
     streams, n, level, mean = 300, 150, 0.8, 0.3
     rng = np.random.default_rng(5)

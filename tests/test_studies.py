@@ -80,6 +80,18 @@ def test_thresholds_of_the_divergence_study() -> None:
     assert close(edges["trm.2.5.4"], 3 / (4 * 512**1.5), FLOAT64)
 
 
+def test_tolerated_divergences_over_the_horizon() -> None:
+    rows = horizon.thresholds_over_horizon((16, 256))["rows"]
+    found = {(r["id"], r["divergence"], r["horizon"]): r for r in rows}
+    for n in (16, 256):
+        assert close(found["ours.s1", "kl_max", n]["informative"], 1 / n, FLOAT64)
+        edge = found["trm.2.5.1/tv", "tv_max", n]["informative"]
+        assert close(2 * n * (n - 1) * edge**2, 1.0, FLOAT64)
+        # a bound of at most ΣTV, where the surrogate may be ΣTV: 2T(T−1)ε² < Tε
+        assert close(found["trm.2.5.1/tv", "tv_max", n]["certifies"], 1 / (2 * (n - 1)), FLOAT64)
+        assert found["ours.s3", "tv_max", n]["certifies"] == 0
+
+
 def test_variance_study_stays_below_the_sharp_bound_and_reaches_it() -> None:
     study = proximal.variance_over_alpha(alphas=(0.01, 0.1, 0.9), vocabularies=(2, 100, 151_936), seeds=1)
     for row in study["rows"]:
@@ -142,7 +154,13 @@ def test_studies_run_as_experiments_and_as_a_command(tmp_path: Path) -> None:
 
 def test_recorded_data_is_reproduced() -> None:
     """The committed figure data comes from this code: the quick studies again, number by number."""
-    for name in ("weight-variance", "bounds-over-divergence", "contraction", "error-forgetting"):
+    for name in (
+        "weight-variance",
+        "bounds-over-divergence",
+        "thresholds-over-horizon",
+        "contraction",
+        "error-forgetting",
+    ):
         _, function, settings = STUDIES[name]
         fresh = jsonable(function(**settings))
         recorded = json.loads((RECORDED / f"{name}.json").read_text())

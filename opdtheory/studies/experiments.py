@@ -31,6 +31,11 @@ STUDIES: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = 
         horizon.bounds_over_divergence,
         {"horizon": 4096, "levels": None},
     ),
+    "thresholds-over-horizon": (
+        "the token divergence each error bound tolerates before it is vacuous, over the horizon",
+        horizon.thresholds_over_horizon,
+        {"horizons": list(horizon.HORIZONS)},
+    ),
     "topd-variance": (
         "variance of the proximal estimator over α for vocabularies from 2 to 151936, against both bounds",
         proximal.variance_over_alpha,

@@ -219,3 +219,27 @@ def bounds_over_divergence(horizon: int = 4096, levels: Sequence[float] | None =
         if e["target"] == "surrogate_error"
     ]
     return {"horizon": horizon, "rows": rows, "thresholds": thresholds}
+
+
+def thresholds_over_horizon(horizons: Iterable[int] = HORIZONS) -> dict[str, Any]:
+    """The token divergence each error bound tolerates, over the horizon, with nothing else known.
+
+    For token TV and token KL: ``informative`` is where the bound stops being vacuous for rewards in [0, 1],
+    ``certifies`` where it falls below every possible surrogate value, so that some improvement can be
+    certified.
+    """
+    from opdtheory.calculator import calculate
+
+    rows = []
+    for horizon in horizons:
+        for name in ("tv_max", "kl_max"):
+            report = calculate(horizon=horizon, **{name: 1e-6})
+            for entry in report["bounds"]:
+                if entry["target"] == "surrogate_error" and name in entry["certifies_below"]:
+                    row = {"horizon": horizon, "divergence": name, "id": entry["id"]}
+                    row |= {
+                        "informative": entry["informative_below"][name],
+                        "certifies": entry["certifies_below"][name],
+                    }
+                    rows.append(row)
+    return {"rows": rows}
