@@ -203,10 +203,10 @@ class Interval:
 
 def _power(x: Any, n: int, bits: int) -> Interval:
     """xⁿ for one number x ≥ 0 and n ≥ 1, by squaring and multiplying intervals."""
-    result, square = None, Interval(x, x, bits)
+    result, square = Interval(Fraction(1), Fraction(1), bits), Interval(x, x, bits)
     while True:
         if n & 1:
-            result = square if result is None else result * square
+            result = result * square
         n >>= 1
         if not n:
             return result
@@ -763,15 +763,14 @@ class PolicyPair(Tree):
     def v(self) -> dict[tuple[int, int], Fraction]:
         """V^μ(c) = Σ_a μ(a|c) Q^μ(c, a)."""
         return {
-            (t, i): sum(self.mu[t][i][a] * self.q[t, i, a] for a in range(self.vocab))
-            for t, i in self.contexts
+            (t, i): dot(self.mu[t][i], [self.q[t, i, a] for a in range(self.vocab)]) for t, i in self.contexts
         }
 
     @cached_property
     def g(self) -> dict[tuple[int, int], Fraction]:
         """g(c) = Σ_a π(a|c) (Q^μ(c, a) - V^μ(c))."""
         return {
-            (t, i): sum(self.pi[t][i][a] * (self.q[t, i, a] - self.v[t, i]) for a in range(self.vocab))
+            (t, i): dot(self.pi[t][i], [self.q[t, i, a] - self.v[t, i] for a in range(self.vocab)])
             for t, i in self.contexts
         }
 
@@ -1220,10 +1219,11 @@ def pair_surrogate_variance(x: PolicyPair) -> Any:
 def pair_surrogate_term_variance(x: PolicyPair) -> Any:
     """Σ_t Var_μ[(R - E_μ R) ρ_t], a term of an ended response being 0."""
     mean = pair_J_behavior(x)
-    return total(
-        variance_mu(x, lambda r, rho, t=t: (r - mean) * rho[t] if t < len(rho) else Fraction(0))
-        for t in range(x.horizon)
-    )
+
+    def term(t: int) -> Fraction:
+        return variance_mu(x, lambda r, rho: (r - mean) * rho[t] if t < len(rho) else Fraction(0))
+
+    return total(term(t) for t in range(x.horizon))
 
 
 @primitive("policy_pair")
@@ -1853,7 +1853,7 @@ def state_value_gap_sup(x: SingleState) -> Any:
     if x.vocab > 12:
         raise Refused("instance: too many actions to enumerate their subsets")
     return max(
-        abs(sum(b - a for k, (a, b) in enumerate(zip(x.p, x.q, strict=True)) if chosen >> k & 1))
+        abs(total(b - a for k, (a, b) in enumerate(zip(x.p, x.q, strict=True)) if chosen >> k & 1))
         for chosen in range(1 << x.vocab)
     )
 
@@ -1997,7 +1997,7 @@ def state_topk_tv_head(x: SingleState, k: int) -> Any:
 
 @primitive("single_state")
 def state_dppo_tv_drift(x: SingleState, delta: Fraction) -> Any:
-    """d/dt TV(p, q_t) at t = 0 when the logits of q follow E_p[M ρ Â ∇log q], M DPPO's mask with TV(p, q) > delta."""
+    """d/dt TV(p, q_t) at t = 0 when the logits of q follow E_p[M ρ Â ∇log q], M DPPO's mask for TV > delta."""
     if min(x.p) == 0 or min(x.q) == 0:
         raise Refused("instance: the drift needs full support")
     mean = dot(x.p, x.values)
@@ -2011,7 +2011,13 @@ def state_dppo_tv_drift(x: SingleState, delta: Fraction) -> Any:
             gradient[z] += 0 if masked else mu * rho * advantage * score
     mean_gradient = dot(x.q, gradient)
     velocity = [b * (g - mean_gradient) for b, g in zip(x.q, gradient, strict=True)]
-    return sum(((1 if b > a else -1 if b < a else 0) * v for a, b, v in zip(x.p, x.q, velocity, strict=True)), Fraction(0)) / 2
+    return (
+        sum(
+            ((1 if b > a else -1 if b < a else 0) * v for a, b, v in zip(x.p, x.q, velocity, strict=True)),
+            Fraction(0),
+        )
+        / 2
+    )
 
 
 def _direction(x: SingleState, signal: str, floor: Any, k: int) -> list[Any]:
@@ -2069,7 +2075,7 @@ def state_binary_kl(x: SingleState, token: int) -> Any:
 def _merged(x: SingleState, head: list[int]) -> tuple[list[Fraction], list[Fraction]]:
     """(p, q) on the tokens of ``head`` and one bucket for the rest."""
     p, q = [x.p[y] for y in head], [x.q[y] for y in head]
-    return [*p, 1 - sum(p)], [*q, 1 - sum(q)]
+    return [*p, Fraction(1) - sum(p)], [*q, Fraction(1) - sum(q)]
 
 
 @primitive("single_state")
@@ -2793,10 +2799,11 @@ def _verify(c: dict[str, Any]) -> Verdict:
             raise Refused(
                 f"{where}: relation {_short(condition['relation'])} is none of {', '.join(RELATIONS)}"
             )
-        if not _decide(
-            lambda bits, g=condition: _holds(value(g["lhs"], bits), g["relation"], value(g["rhs"], bits)),
-            where,
-        ):
+
+        def holds(bits: int, g: dict[str, Any] = condition) -> bool | None:
+            return _holds(value(g["lhs"], bits), g["relation"], value(g["rhs"], bits))
+
+        if not _decide(holds, where):
             raise Refused(f"{where}: the hypothesis does not hold on the instance")
 
     if _decide(

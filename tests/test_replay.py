@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import opdtheory as ot
 from opdtheory import checker
 from opdtheory.verification.replay import replay
-from tests.certificate_examples import EXAMPLES
+from tests.certificate_examples import EXAMPLES, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,11 @@ def test_genuine_and_unlisted_certificates_are_confirmed(tmp_path, genuine, caps
     listed, unlisted = capsys.readouterr().out.splitlines()
     assert "confirmed: trm.2.5.4:" in listed
     assert "formulas not compared" in unlisted
+
+
+def test_certificates_of_the_engine_fit_the_schema(genuine):
+    schema = json.loads((ROOT / "opdtheory/data/certificate.schema.json").read_text("utf-8"))
+    assert list(Draft202012Validator(schema).iter_errors(genuine)) == []
 
 
 def test_true_formulas_that_are_not_the_claims_are_refused(tmp_path, genuine, capsys):
