@@ -1997,7 +1997,7 @@ def state_topk_tv_head(x: SingleState, k: int) -> Any:
 
 @primitive("single_state")
 def state_dppo_tv_drift(x: SingleState, delta: Fraction) -> Any:
-    """d/dt TV(p, q_t) at t = 0 when the logits of q follow E_p[M ρ Â ∇log q], M DPPO's mask for TV > delta."""
+    """d/dt TV(p, q_t) at 0 when the logits of q follow E_p[M ρ Â ∇log q], M DPPO's mask for TV > delta."""
     if min(x.p) == 0 or min(x.q) == 0:
         raise Refused("instance: the drift needs full support")
     mean = dot(x.p, x.values)
