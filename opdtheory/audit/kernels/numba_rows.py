@@ -31,6 +31,8 @@ SPREAD = 40.0
 """Rows that were so raised somewhere and have a log ratio beyond this are computed in float64."""
 FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
 """Relaxations that let sums vectorise; NaN and infinities keep their meaning."""
+NEAR = 0.69
+"""Blocks whose log ratios all lie below this (log 2) take the shorter loop."""
 F = np.float32
 LN2 = F(math.log(2))
 
@@ -66,18 +68,24 @@ def _round(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always", fastmath=FLAGS)
-def _exp_parts(x):  # type: ignore[no-untyped-def]
-    """(h², 2ⁿ, r, n) with e^x = 2ⁿ(1 + r + h²), |r| ≤ ½ log 2, for −87 ≤ x ≤ 88."""
-    n = _round(x * F(1.4426950408889634))
-    r = x - n * F(0.693359375)
-    r = r + n * F(2.12194440e-4)
+def _square_part(r):  # type: ignore[no-untyped-def]
+    """e^r − 1 − r for |r| ≤ ½ log 2."""
     y = F(1.9875691500e-4)
     y = y * r + F(1.3981999507e-3)
     y = y * r + F(8.3334519073e-3)
     y = y * r + F(4.1665795894e-2)
     y = y * r + F(1.6666665459e-1)
     y = y * r + F(5.0000001201e-1)
-    return y * r * r, _from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))), r, n
+    return y * r * r
+
+
+@numba.njit(inline="always", fastmath=FLAGS)
+def _exp_parts(x):  # type: ignore[no-untyped-def]
+    """(e^r − 1 − r, 2ⁿ, r, n) with e^x = 2ⁿe^r, |r| ≤ ½ log 2, for −87 ≤ x ≤ 88."""
+    n = _round(x * F(1.4426950408889634))
+    r = x - n * F(0.693359375)
+    r = r + n * F(2.12194440e-4)
+    return _square_part(r), _from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))), r, n
 
 
 @numba.njit(inline="always", fastmath=FLAGS)
@@ -93,6 +101,12 @@ def _log1p(z):  # type: ignore[no-untyped-def]
     e = np.int32(shifted >> np.int32(23))
     m = _from_bits(np.int32((shifted & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)))
     f = z if e == np.int32(0) else m - F(1.0)
+    return F(e) * LN2 + _log1p_small(f)
+
+
+@numba.njit(inline="always", fastmath=FLAGS)
+def _log1p_small(f):  # type: ignore[no-untyped-def]
+    """log(1 + f) for √½ − 1 ≤ f ≤ √2 − 1."""
     y = F(7.0376836292e-2)
     y = y * f + F(-1.1514610310e-1)
     y = y * f + F(1.1676998740e-1)
@@ -103,7 +117,7 @@ def _log1p(z):  # type: ignore[no-untyped-def]
     y = y * f + F(-2.4999993993e-1)
     y = y * f + F(3.3333331174e-1)
     f2 = f * f
-    return F(e) * LN2 + (f + f2 * (y * f - F(0.5)))
+    return f + f2 * (y * f - F(0.5))
 
 
 @numba.njit(inline="always")
@@ -196,20 +210,63 @@ def _normaliser(x, tops, es):  # type: ignore[no-untyped-def]
 
 @numba.njit(fastmath={"nsz", "contract"}, error_model="numpy", nogil=True, cache=True)
 def _densities(x, y, lse_p, lse_q, shift, ps, halves):  # type: ignore[no-untyped-def]
-    """One block's p and ℓ/2.  The difference of close logits is exact; no reassociation may spoil that."""
+    """One block's p and ℓ/2; returns max |ℓ|.  The difference of close logits is exact: nothing may reorder it."""
     low_x, low_y = lse_p - F(LOWEST), lse_q - F(LOWEST)
+    largest = np.int32(0)
     for i in range(x.shape[0]):
         u = low_x if x[i] < low_x else x[i]
         v = low_y if y[i] < low_y else y[i]
         ps[i] = _exp(u - lse_p)
-        halves[i] = F(0.5) * ((v - u) - shift)
+        ell = (v - u) - shift
+        halves[i] = F(0.5) * ell
+        # sizes of floats compare as integers do, and integer maxima vectorise
+        size = _bits(abs(ell))
+        largest = size if size > largest else largest
+    return _from_bits(largest)
+
+
+@numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
+def _ratios_near(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
+    """``_ratios`` of a block whose log ratios are all below log 2: no powers of two, JSD by its series alone."""
+    a0 = a1 = a2 = a3 = a4 = a5 = F(0)
+    for i in range(count):
+        p, half = ps[i], halves[i]
+        square = _square_part(half)
+        w = half + square
+        w2 = w * w
+        em1 = w + w + w2
+        g = square + square + w2
+        pe = p * em1
+        a0 += p * g
+        a1 += p * ((half + half) * em1 - g)
+        a2 += abs(pe)
+        a3 += pe * em1
+        a4 += p * w2
+        h2 = half * half
+        a5 += (p * F(2.0) + pe) * _phi_series(h2)
+        ems[i] = em1
+    sums[0] += a0
+    sums[1] += a1
+    sums[2] += a2
+    sums[3] += a3
+    sums[4] += a5
+    sums[5] += a4
+
+
+@numba.njit(inline="always", fastmath=FLAGS)
+def _phi_series(h2):  # type: ignore[no-untyped-def]
+    """φ(h) = h tanh h − log cosh h from h², |h| ≤ ½ log 2; the integrand of 2JSD is (1 + e^ℓ) φ(ℓ/2)."""
+    y = h2 * F(-691 / 85050) + F(31 / 1575)
+    y = y * h2 + F(-17 / 360)
+    y = y * h2 + F(1 / 9)
+    y = y * h2 + F(-0.25)
+    return h2 * (y * h2 + F(0.5))
 
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
 def _ratios(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
-    """One block's e^ℓ − 1; adds to ``sums`` KL(p‖q), KL(q‖p), 2TV, χ² and 2H²; returns max |ℓ|."""
+    """One block's e^ℓ − 1; adds to ``sums`` KL(p‖q), KL(q‖p), 2TV, χ² and 2H²."""
     a0 = a1 = a2 = a3 = a4 = F(0)
-    largest = np.int32(0)
     for i in range(count):
         p, half = ps[i], halves[i]
         ell = half + half
@@ -226,33 +283,42 @@ def _ratios(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
         a3 += pe * em1
         a4 += p * w2
         ems[i] = em1
-        # sizes of floats compare as integers do, and integer maxima vectorise
-        size = _bits(abs(ell))
-        largest = size if size > largest else largest
     sums[0] += a0
     sums[1] += a1
     sums[2] += a2
     sums[3] += a3
     sums[5] += a4
-    return _from_bits(largest)
 
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
-def _logarithms(ps, halves, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
-    """Adds to ``sums`` 2JSD and the second moment of log(1 + α(e^ℓ − 1)), from what ``_ratios`` left."""
-    total, moment = F(0), F(0)
+def _jsd(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
+    """Adds 2JSD of a block with some larger log ratios."""
+    total = F(0)
     for i in range(count):
         half, em1 = halves[i], ems[i]
         h2 = half * half
-        # φ(h) = h tanh h − log cosh h; the integrand of 2JSD is (1 + e^ℓ) φ(ℓ/2)
-        small = h2 * (F(0.5) + h2 * (F(-0.25) + h2 * (F(1 / 9) + h2 * F(-17 / 360))))
         ratio = F(2.0) + em1
         big = half * (em1 / ratio) - (_log1p(F(0.5) * em1) - half)
-        total += ps[i] * ratio * (small if h2 < F(1 / 16) else big)
+        total += ps[i] * ratio * (_phi_series(h2) if h2 < F(1 / 16) else big)
+    sums[4] += total
+
+
+@numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
+def _moment_near(ps, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
+    """Adds E_p[log²(1 + α(e^ℓ − 1))] where the argument of the logarithm stays within [√½, √2]."""
+    moment = F(0)
+    for i in range(count):
+        t = _log1p_small(alpha * ems[i])
+        moment += ps[i] * t * t
+    sums[6] += moment
+
+
+@numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
+def _moment(ps, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
+    moment = F(0)
     for i in range(count):
         t = _log1p(alpha * ems[i])
         moment += ps[i] * t * t
-    sums[4] += total
     sums[6] += moment
 
 
@@ -376,9 +442,18 @@ def _sweep(xs, ys, tokens, k, alpha, out, careful):  # type: ignore[no-untyped-d
         largest = F(0)
         for start in range(0, vocab, BLOCK):
             stop = min(start + BLOCK, vocab)
-            _densities(x[start:stop], y[start:stop], F(lse_p), F(lse_q), F(lse_q - lse_p), ps, halves)
-            largest = max(largest, _ratios(ps, halves, ems, stop - start, sums))
-            _logarithms(ps, halves, ems, alpha, stop - start, sums)
+            count = stop - start
+            here = _densities(x[start:stop], y[start:stop], F(lse_p), F(lse_q), F(lse_q - lse_p), ps, halves)
+            largest = max(largest, here)
+            if here < NEAR:
+                _ratios_near(ps, halves, ems, count, sums)
+            else:
+                _ratios(ps, halves, ems, count, sums)
+                _jsd(ps, halves, ems, count, sums)
+            if alpha * math.expm1(here) < 0.41:
+                _moment_near(ps, ems, alpha, count, sums)
+            else:
+                _moment(ps, ems, alpha, count, sums)
         raised = low_p < lse_p - LOWEST or low_q < lse_q - LOWEST
         if not sums[0] < np.inf or (raised and largest > SPREAD):
             careful[row] = True

@@ -8,6 +8,8 @@ their series where |ℓ| is small.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 STATISTICS = (
@@ -15,6 +17,8 @@ STATISTICS = (
     "max_abs_log_ratio", "topd_second_moment", "topk_kl", "topk_tv",
 )  # fmt: skip
 SERIES_BELOW = 0.5
+CHUNK = 1 << 14
+"""Elements handled at a time: seven buffers of them fit the second-level cache, and none is allocated twice."""
 NARROW = 0.05
 """In float64 the series serve a narrower range, where they are exact to the last digits."""
 SAFE_RANGE = 80.0
@@ -24,86 +28,138 @@ SAFE_RANGE = 80.0
 def pair_statistics(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, topk: int, alpha: float) -> dict[str, np.ndarray]:
     """See ``dispatch.pair_statistics``."""
     out = np.full((len(STATISTICS), len(p)), np.nan)
+    work = np.empty((7, min(CHUNK, max(1, p.shape[1]))), p.dtype)
     for i in range(len(p)):
-        if np.isnan(p[i]).any() or np.isnan(q[i]).any():
-            continue
-        out[:, i] = _row(p[i], q[i], int(tokens[i]), topk, alpha)
+        out[:, i] = _row(p[i], q[i], int(tokens[i]), topk, alpha, work)
     return dict(zip(STATISTICS, out, strict=True))
 
 
-def _row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float) -> np.ndarray | float:
+def _row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float, work: np.ndarray) -> np.ndarray | float:
     top_x, top_y = x.max(), y.max()
     if not (np.isfinite(top_x) and np.isfinite(top_y)):
         return np.nan
     low = min(x.min() - top_x, y.min() - top_y)
     if low < -SAFE_RANGE or not np.isfinite(low):
         return careful_row(x, y, token, topk, alpha)
-    a, b = x - top_x, y - top_y
-    p, q = np.exp(a), np.exp(b)
-    z_p, z_q = p.sum(dtype=np.float64), q.sum(dtype=np.float64)
-    log_zp, log_zq = np.log(z_p), np.log(z_q)
-    d = np.subtract(y, x)
-    shift = (float(top_y) + log_zq) - (float(top_x) + log_zp)
-    entropy_p = log_zp - np.dot(p, a) / z_p
-    entropy_q = log_zq - np.dot(q, b) / z_q
-    d -= x.dtype.type(shift)
-    ell = d
-    p *= x.dtype.type(1 / z_p)
-    largest = max(abs(float(ell.max())), abs(float(ell.min())))
-    g, em1, j = _functions(ell, largest)
-    kl_pq = np.dot(p, g)
-    kl_qp = np.dot(p, ell * em1 - g)
-    pe = p * em1
-    tv = np.abs(pe).sum(dtype=np.float64) / 2
-    chi2 = np.dot(pe, em1)
-    half = em1 / (1 + np.sqrt(1 + em1))
-    hellinger = np.dot(p * half, half) / 2
-    jsd = np.dot(p, j) / 2
-    topd = np.log1p(alpha * em1) if alpha < 1 else ell
-    moment = np.dot(p * topd, topd)
-    kl_top, tv_top = topk_row(x, y, float(top_x) + log_zp, float(top_y) + log_zq, token, topk)
+    lse_p, entropy_p = _normaliser(x, top_x, work)
+    lse_q, entropy_q = _normaliser(y, top_y, work)
+    sums = np.zeros(7)
+    largest = 0.0
+    for a in range(0, len(x), CHUNK):
+        largest = max(largest, _chunk(x[a : a + CHUNK], y[a : a + CHUNK], lse_p, lse_q - lse_p, alpha, sums, work))
+    kl_top, tv_top = topk_row(x, y, lse_p, lse_q, token, topk)
     return np.array([
-        x[token] - top_x - log_zp, y[token] - top_y - log_zq, entropy_p, entropy_q, kl_pq, kl_qp, tv, chi2, jsd,
-        hellinger, largest, moment, kl_top, tv_top,
+        x[token] - lse_p, y[token] - lse_q, entropy_p, entropy_q, sums[0], sums[1], sums[2] / 2, sums[3], sums[4] / 2,
+        sums[5] / 2, largest, sums[6], kl_top, tv_top,
     ], dtype=np.float64)  # fmt: skip
 
 
-def _functions(ell: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """e^ℓ−1−ℓ, e^ℓ−1 and j(ℓ) = e^ℓ·ℓ − (1+e^ℓ) log((1+e^ℓ)/2), by series where |ℓ| < ½."""
-    small = np.clip(ell, -SERIES_BELOW, SERIES_BELOW) if largest > SERIES_BELOW else ell
-    square = small * small
-    g = square * series_g(small)
-    j = square * series_j(small)
+def _normaliser(x: np.ndarray, top: np.floating, work: np.ndarray) -> tuple[float, float]:
+    """log Σ e^x and the entropy."""
+    total = weighted = 0.0
+    for a in range(0, len(x), CHUNK):
+        part = x[a : a + CHUNK]
+        shifted, e = work[0, : len(part)], work[1, : len(part)]
+        np.exp(np.subtract(part, top, out=shifted), out=e)
+        total += float(e.sum(dtype=np.float64))
+        weighted += float(np.dot(e, shifted))
+    return float(top) + float(np.log(total)), float(np.log(total)) - weighted / total
+
+
+def _chunk(
+    x: np.ndarray, y: np.ndarray, lse_p: float, shift: float, alpha: float, sums: np.ndarray, work: np.ndarray
+) -> float:
+    """Adds a stretch's KL(p‖q), KL(q‖p), 2TV, χ², 2JSD, 2H² and moment to ``sums``; returns max |ℓ|."""
+    ell, p, g, em1, j, t, pe = work[:, : len(x)]
+    np.subtract(y, x, out=ell)
+    ell -= x.dtype.type(shift)
+    np.exp(np.subtract(x, x.dtype.type(lse_p), out=p), out=p)
+    largest = float(max(ell.max(), -ell.min()))
+    small = ell
     if largest > SERIES_BELOW:
-        big = np.abs(ell) > SERIES_BELOW
-        e = ell[big]
-        em1 = np.expm1(e)
-        g[big] = em1 - e
-        j[big] = (1 + em1) * e - (2 + em1) * np.log1p(em1 / 2)
-    return g, g + ell, j
+        small = np.clip(ell, -SERIES_BELOW, SERIES_BELOW, out=pe)
+    square = np.multiply(small, small, out=t)
+    _horner(SERIES_G, small, g)
+    g *= square
+    _horner(SERIES_J, small, j)
+    j *= square
+    np.add(g, ell, out=em1)
+    if largest > SERIES_BELOW:
+        _far(ell, g, em1, j)
+    np.multiply(p, em1, out=pe)
+    sums[0] += np.dot(p, g)
+    sums[3] += np.dot(pe, em1)
+    sums[4] += np.dot(p, j)
+    np.multiply(ell, em1, out=t)
+    t -= g
+    sums[1] += np.dot(p, t)
+    np.abs(pe, out=t)
+    sums[2] += t.sum(dtype=np.float64)
+    np.sqrt(np.add(em1, 1, out=t), out=t)
+    t += 1
+    np.divide(em1, t, out=t)  # e^{ℓ/2} − 1 without cancellation
+    np.multiply(pe, t, out=pe)
+    # (e^{ℓ/2} − 1)² = (e^ℓ − 1)·t/(t + 2), and pe already holds p(e^ℓ − 1)t
+    sums[5] += np.dot(pe, 1 / (t + 2))
+    if alpha < 1:
+        np.log1p(np.multiply(em1, x.dtype.type(alpha), out=t), out=t)
+    else:
+        t[:] = ell
+    np.multiply(p, t, out=pe)
+    sums[6] += np.dot(pe, t)
+    return largest
 
 
-def series_g(x):  # type: ignore[no-untyped-def]
-    """(e^x − 1 − x)/x² for |x| ≤ ½, to float32 accuracy; also for scalars."""
-    return 1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040 + x * (1 / 40320))))))
+def _far(ell: np.ndarray, g: np.ndarray, em1: np.ndarray, j: np.ndarray) -> None:
+    """Replace the series where |ℓ| is not small."""
+    big = np.flatnonzero(np.abs(ell) > SERIES_BELOW)
+    e = ell[big]
+    m = np.expm1(e)
+    em1[big] = m
+    g[big] = m - e
+    j[big] = (1 + m) * e - (2 + m) * np.log1p(m / 2)
 
 
-def series_j(x):  # type: ignore[no-untyped-def]
-    """j(x)/x² for |x| ≤ ½ with j(x) = e^x·x − (1+e^x) log((1+e^x)/2)."""
-    return 1 / 4 + x * (1 / 8 + x * (1 / 32 + x * (1 / 192 + x * (1 / 1152 + x * (1 / 5760 + x / 46080)))))
+SERIES_G = tuple(1 / math.factorial(k) for k in range(2, 9))
+"""(e^x − 1 − x)/x², lowest power first."""
+SERIES_J = (1 / 4, 1 / 8, 1 / 32, 1 / 192, 1 / 1152, 1 / 5760, 1 / 46080)
+"""j(x)/x² with j(x) = e^x·x − (1+e^x) log((1+e^x)/2)."""
+
+
+def _horner(series: tuple[float, ...], x: np.ndarray, out: np.ndarray) -> None:
+    kind = x.dtype.type
+    np.multiply(x, kind(series[-1]), out=out)
+    for c in series[-2:0:-1]:
+        out += kind(c)
+        out *= x
+    out += kind(series[0])
+
+
+def _series(series: tuple[float, ...], x: np.ndarray) -> np.ndarray:
+    return np.polynomial.polynomial.polyval(x, series)
 
 
 def topk_row(x: np.ndarray, y: np.ndarray, lse_x: float, lse_y: float, token: int, k: int) -> tuple[float, float]:
     """KL(p‖q) and TV after merging all but p's top k tokens and the drawn one, ties to the lower index."""
-    top = np.argpartition(-x, k - 1)[:k] if k < len(x) else np.arange(len(x))
-    if k < len(x):
-        edge = x[top].min()
+    if k >= len(x):
+        top = np.arange(len(x))
+    else:
+        edge = _kth_largest(x, k)
         above = np.flatnonzero(x > edge)
-        ties = np.flatnonzero(x == edge)[: k - len(above)]
-        top = np.concatenate([above, ties])
+        top = np.concatenate([above, np.flatnonzero(x == edge)[: k - len(above)]])
     if token not in top:
         top = np.append(top, token)
     return topk_pair(np.exp(x[top].astype(np.float64) - lse_x), np.exp(y[top].astype(np.float64) - lse_y), len(top) == len(x))
+
+
+def _kth_largest(x: np.ndarray, k: int) -> np.floating:
+    """The k-th largest entry: the k-th largest maximum of 64 neighbours bounds it from below, which leaves few."""
+    whole = len(x) // 64 * 64
+    if whole // 64 > 4 * k:
+        maxima = x[:whole].reshape(-1, 64).max(axis=1)
+        bar = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
+        x = x[x >= bar]
+    return np.partition(x, len(x) - k)[len(x) - k]
 
 
 def topk_pair(p: np.ndarray, q: np.ndarray, everything: bool = False) -> tuple[float, float]:
@@ -128,7 +184,7 @@ def careful_row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: floa
     pb, qb = np.where(both, p, 0.0), np.where(both, q, 0.0)
     near = np.abs(ell) < NARROW
     small = np.where(near, ell, 0.0)
-    g = pb * small**2 * series_g(small)
+    g = pb * small**2 * _series(SERIES_G, small)
     kl_pq = np.where(near, g, qb - pb - pb * ell).sum() + q_only if p_only == 0 else np.inf
     kl_qp = np.where(near, pb * small * np.expm1(small) - g, qb * ell - qb + pb).sum() + p_only if q_only == 0 else np.inf
     diff = np.where(near, pb * np.expm1(small), qb - pb)
@@ -140,7 +196,7 @@ def careful_row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: floa
         hellinger = (np.where(near, pb * np.expm1(small / 2) ** 2, (np.sqrt(pb) - np.sqrt(qb)) ** 2).sum() + p_only + q_only) / 2
         m = (pb + qb) / 2
         terms = np.where(m > 0, _rel(pb, m) + _rel(qb, m), 0.0) / 2
-        jsd = np.where(near, pb * small**2 * series_j(small) / 2, terms).sum() + (p_only + q_only) * np.log(2) / 2
+        jsd = np.where(near, pb * small**2 * _series(SERIES_J, small) / 2, terms).sum() + (p_only + q_only) * np.log(2) / 2
         # where q has no mass α q/p + 1 − α is 1 − α
         topd = np.where(lq > -np.inf, np.logaddexp(np.log(alpha) + ell, np.log1p(-alpha) if alpha < 1 else -np.inf), np.log1p(-alpha) if alpha < 1 else -np.inf)  # fmt: skip
         topd = np.where(near, np.log1p(alpha * np.expm1(small)), topd) if alpha < 1 else np.where(lq > -np.inf, ell, -np.inf)
