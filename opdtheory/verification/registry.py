@@ -30,6 +30,11 @@ class Registry:
             raise KeyError(f"no claim {claim_id!r}{hint}")
         return self._claims[claim_id]
 
+    def arrange(self, sources: list[str]) -> None:
+        """Order the claims by source, keeping the order of registration within each."""
+        rank = {key: i for i, key in enumerate(sources)}
+        self._claims = dict(sorted(self._claims.items(), key=lambda item: rank[item[1].source.key] if item[1].source else len(rank)))
+
     def __iter__(self) -> Iterator[Claim]:
         return iter(self._claims.values())
 
@@ -63,4 +68,5 @@ def load_catalogue() -> Registry:
     package = importlib.import_module("opdtheory.claims")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         importlib.import_module(f"opdtheory.claims.{module.name}")
+    CATALOGUE.arrange(list(importlib.import_module("opdtheory.claims.sources").SOURCES))
     return CATALOGUE
