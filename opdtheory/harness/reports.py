@@ -77,7 +77,8 @@ def mismatch(
                 "labels": list(results),
                 "values": [r["metrics"]["tv/mean"] for r in results.values()],
                 "log": True,
-            }
+            },
+            *(_ladder(name, r["evidence"]) for name, r in list(results.items())[:1]),
         ],
     }
 
@@ -269,6 +270,20 @@ def improve(
             }
         ],
     }  # fmt: skip
+
+
+def _ladder(name: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Every bound on the surrogate error of one comparison, beside the largest error there can be."""
+    bounds = [b for b in evidence["bounds"] if b["target"] == "surrogate_error"]
+    return {
+        "kind": "bars",
+        "title": f"Bounds on the surrogate error, {name}",
+        "labels": [f"{b['name']} ({b['id']})" for b in bounds],
+        "values": [b["value"] for b in bounds],
+        "log": True,
+        "limit": 1.0,
+        "limit_label": "vacuous from here on",
+    }
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
