@@ -42,8 +42,8 @@ RELATIVE_WIDTH = Fraction(1, 10**9)
 """A recorded enclosure must be at most this wide relative to its magnitude, or ``ABSOLUTE_WIDTH`` wide."""
 ABSOLUTE_WIDTH = Fraction(1, 10**30)
 MAX_SEQUENCES = 1 << 15
-MAX_BYTES = 8 << 20
-MAX_NUMBER_LENGTH = 4000
+MAX_BYTES = 2 << 20
+MAX_NUMBER_LENGTH = 2000
 MAX_NODES = 20_000
 MAX_DEPTH = 200
 MAX_POWER = 1 << 20
