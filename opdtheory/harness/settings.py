@@ -115,7 +115,7 @@ IMPROVE: dict[str, Any] = {
     "task": "number",
     "methods": ["none", "ppo", "dppo_binary_tv", "trm", "cispo"],
     "prompts": 16,
-    "evaluation_prompts": 64,
+    "evaluation_prompts": 40,
     "group": 4,
     "max_tokens": 8,
     "epochs": 2,
