@@ -100,6 +100,31 @@ class PolicyPair(ResponseQuantities):
         attach_scalars(part, part.scalars)
         return part
 
+    def precompute(self) -> Self:
+        """Compute the usual quantities in one compiled pass, given numba and positive probabilities.
+
+        Otherwise, and for exact numbers, nothing happens: every attribute is computed when asked for.
+        """
+        positive = not self.is_exact and all(
+            x.size and x.min() > 0 for x in (self._mu, self._pi, self.tree.weights(False))
+        )
+        if not positive:
+            return self
+        try:
+            from opdtheory.tabular import compiled
+        except ImportError:  # the extra "fast" is not installed
+            return self
+        found, _ = compiled.summarise(self.tree, self._mu, self._pi, self.reward.flat)
+        found |= {
+            "delta": -found["error"],
+            "surrogate_reward": found["surrogate"],
+            "k3_sum": found["kl_seq"],
+            "w_second_moment": 1 + found["chi2_seq"],
+        }
+        for name, value in found.items():
+            vars(self).setdefault(name, self._out(value))
+        return self
+
     def with_reward(self, reward: Reward | Sequence[Any]) -> PolicyPair:
         """The same policies with another reward; what does not depend on the reward is not computed again."""
         other = PolicyPair(self.tree, self.behavior, self.target, reward, **self.scalars)

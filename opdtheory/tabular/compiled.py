@@ -1,0 +1,379 @@
+"""All usual quantities of policy pairs in one compiled pass (needs numba, the extra ``opdtheory[fast]``).
+
+Two sweeps over the tree, one backward for values and one forward for measures, in segments of contexts (of
+one instance) or of instances (of a batch) that stay in the first-level cache.  Every inner loop reads and
+writes contiguous arrays and stores one result, so that it compiles to vector instructions.  Probabilities must be
+positive: pairs with zeros are left to the array code.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from opdtheory.tabular.tree import TokenTree
+
+__all__ = ["SUMMED", "TAKEN_MAXIMUM", "summarise"]
+
+SUMMED = (
+    "surrogate", "tv_sum", "kl_seq", "reverse_kl_sum", "reverse_kl_seq", "ratio_martingale", "variance",
+    "expected_length_behavior", "expected_length_target", "error", "error_sup", "tv_seq", "chi2_seq",
+    "hellinger2_seq", "improvement",
+)  # fmt: skip
+"""Quantities that are sums over contexts or sequences, in the order of the rows of the accumulators."""
+
+TAKEN_MAXIMUM = (
+    "tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max", "adv_target_max", "adv_max",
+)  # fmt: skip
+"""Quantities that are maxima over contexts."""
+
+_SEGMENT = 512  # contexts of one instance handled together
+_LANES = 256  # instances of a batch handled together
+_FLAGS = {"contract", "nsz", "arcp"}
+
+
+@intrinsic
+def _bits(typingctx, x):  # type: ignore[no-untyped-def]
+    """The 64 bits of a double as an integer."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
+def _from_bits(typingctx, x):  # type: ignore[no-untyped-def]
+    """The double with the given 64 bits."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@numba.njit(inline="always")
+def _log_quotient(p, m, diff):  # type: ignore[no-untyped-def]
+    """log(p/m) with diff = p - m: e·log 2 + 2 atanh s, s from the difference if the ratio is near one."""
+    u = p / m
+    bits = _bits(u)
+    # exponent such that the mantissa lies in [sqrt(1/2), sqrt(2))
+    e = (bits - 0x3FE6A09E667F3BCD) >> 52
+    z = _from_bits(bits - (e << 52))
+    near = e == 0
+    s = (diff if near else z - 1.0) / ((p + m) if near else z + 1.0)
+    w = s * s
+    series = 1.0 / 21.0
+    series = series * w + 1.0 / 19.0
+    series = series * w + 1.0 / 17.0
+    series = series * w + 1.0 / 15.0
+    series = series * w + 1.0 / 13.0
+    series = series * w + 1.0 / 11.0
+    series = series * w + 1.0 / 9.0
+    series = series * w + 1.0 / 7.0
+    series = series * w + 1.0 / 5.0
+    series = series * w + 1.0 / 3.0
+    return e * 0.6931471805599453 + 2.0 * (s + s * w * series)
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _zero(x):  # type: ignore[no-untyped-def]
+    for j in range(len(x)):
+        x[j] = 0.0
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _logs(m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = _log_quotient(p[j], m[j], p[j] - m[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_product(x, y, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += x[j] * y[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_shifted_product(m, p, y, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += (p[j] - m[j]) * y[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_variance(m, q, v, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        gap = q[j] - v[j]
+        out[j] += m[j] * gap * gap
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _raise_to_gap(q, v, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        gap = abs(q[j] - v[j])
+        out[j] = gap if gap > out[j] else out[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _raise_to(x, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        size = abs(x[j])
+        out[j] = size if size > out[j] else out[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_tv(m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += 0.5 * abs(p[j] - m[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_kl(m, p, log, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += (p[j] - m[j]) - m[j] * log[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_reverse_kl(m, p, log, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += p[j] * log[j] - (p[j] - m[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_chi2(m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        diff = p[j] - m[j]
+        out[j] += diff * diff / m[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_hellinger2(m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        root = (p[j] - m[j]) / (np.sqrt(p[j]) + np.sqrt(m[j]))
+        out[j] += 0.5 * root * root
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_total_product(d, shift, y, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += (d[j] + shift[j]) * y[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_ratio_square(d, shift, y, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += shift[j] * shift[j] / d[j] * y[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add(x, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += x[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_absolute(x, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += 0.5 * abs(x[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _step_law(d, m, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = d[j] * m[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _step_shift(d, shift, m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = shift[j] * p[j] + d[j] * (p[j] - m[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _step_remainder(rest, shift, m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = rest[j] * m[j] + shift[j] * (p[j] - m[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_square_over(law, moved, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += moved[j] * moved[j] / law[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_root_gap(law, moved, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        # rounding may leave a vanishing π(y) slightly below zero
+        target = law[j] + moved[j]
+        root = moved[j] / (np.sqrt(law[j]) + np.sqrt(target if target > 0.0 else 0.0))
+        out[j] += 0.5 * root * root
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _gradient(d, shift, p, q, v, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = (d[j] + shift[j]) * p[j] * (q[j] - v[j])
+
+
+@numba.njit(error_model="numpy", nogil=True, cache=True)
+def _sweep(  # type: ignore[no-untyped-def]
+    mu, pi, reward, weights, offsets, b, lanes, first, unit, width, sums, tops, roots, values, gradient
+):
+    """Both sweeps over ``unit`` instances from number ``first`` of ``lanes``, ``width`` contexts at a time.
+
+    Tables are (actions, contexts·lanes); state arrays (contexts·unit).  ``sums`` and ``tops`` are
+    accumulators (quantity, width·unit); ``roots`` (2, unit) gets J of both policies, ``values`` (prompts,
+    unit) V^μ of the prompts, ``gradient`` (like a table, or empty) ∇J(π).
+    """
+    actions, horizon = mu.shape[0], len(offsets) - 1
+    contexts = offsets[horizon]
+    value, value_pi = np.zeros(contexts * unit), np.zeros(contexts * unit)
+    g, variance = np.zeros(contexts * unit), np.zeros(contexts * unit)
+    size = width * unit
+    logs, law, moved, rest = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    local = np.empty((5, size))
+    wanted = gradient.shape[0] > 0
+
+    for t in range(horizon - 1, -1, -1):
+        count = offsets[t + 1] - offsets[t]
+        for c in range(offsets[t], offsets[t + 1], width):
+            k = min(width, offsets[t + 1] - c)
+            lo, hi = c * unit, (c + k) * unit
+            at, to = c * lanes + first, c * lanes + first + (hi - lo)
+            v, v_pi, gain, spread = value[lo:hi], value_pi[lo:hi], g[lo:hi], variance[lo:hi]
+            for a in range(actions):
+                m, p = mu[a, at:to], pi[a, at:to]
+                if t < horizon - 1 and a < b:
+                    child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
+                    q, q_target = value[child : child + hi - lo], value_pi[child : child + hi - lo]
+                else:
+                    q = reward[a, at:to]
+                    q_target = q
+                _add_product(m, q, v)
+                _add_product(p, q_target, v_pi)
+                _add_shifted_product(m, p, q, gain)
+            _raise_to(gain, tops[5, : hi - lo])
+            for a in range(actions):
+                m = mu[a, at:to]
+                if t < horizon - 1 and a < b:
+                    child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
+                    q = value[child : child + hi - lo]
+                else:
+                    q = reward[a, at:to]
+                _add_variance(m, q, v, spread)
+                _raise_to_gap(q, v, tops[6, : hi - lo])
+
+    d, shift = np.empty(contexts * unit), np.empty(contexts * unit)
+    remainder = np.empty(contexts * unit)
+    for prompt in range(offsets[1]):
+        for j in range(unit):
+            i = prompt * unit + j
+            d[i], shift[i], remainder[i] = weights[prompt], 0.0, 0.0
+            values[prompt, j] = value[i]
+            roots[0, j] += weights[prompt] * value[i]
+            roots[1, j] += weights[prompt] * value_pi[i]
+
+    for t in range(horizon):
+        count = offsets[t + 1] - offsets[t]
+        for c in range(offsets[t], offsets[t + 1], width):
+            k = min(width, offsets[t + 1] - c)
+            lo, hi = c * unit, (c + k) * unit
+            n = hi - lo
+            at, to = c * lanes + first, c * lanes + first + n
+            here, change, second = d[lo:hi], shift[lo:hi], remainder[lo:hi]
+            for i in range(5):
+                _zero(local[i, :n])
+            for a in range(actions):
+                m, p = mu[a, at:to], pi[a, at:to]
+                _logs(m, p, logs[:n])
+                _add_tv(m, p, local[0, :n])
+                _add_kl(m, p, logs[:n], local[1, :n])
+                _add_reverse_kl(m, p, logs[:n], local[2, :n])
+                _add_chi2(m, p, local[3, :n])
+                _add_hellinger2(m, p, local[4, :n])
+                if wanted:
+                    if t < horizon - 1 and a < b:
+                        child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
+                        q = value_pi[child : child + n]
+                    else:
+                        q = reward[a, at:to]
+                    _gradient(here, change, p, q, value_pi[lo:hi], gradient[a, at:to])
+                if t < horizon - 1 and a < b:
+                    child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
+                    _step_law(here, m, d[child : child + n])
+                    _step_shift(here, change, m, p, shift[child : child + n])
+                    _step_remainder(second, change, m, p, remainder[child : child + n])
+                else:
+                    _step_law(here, m, law[:n])
+                    _step_shift(here, change, m, p, moved[:n])
+                    _step_remainder(second, change, m, p, rest[:n])
+                    _add_product(rest[:n], reward[a, at:to], sums[9, :n])
+                    _add_absolute(rest[:n], sums[10, :n])
+                    _add_absolute(moved[:n], sums[11, :n])
+                    _add_square_over(law[:n], moved[:n], sums[12, :n])
+                    _add_root_gap(law[:n], moved[:n], sums[13, :n])
+            for i in range(5):
+                _raise_to(local[i, :n], tops[i, :n])
+            _add_product(here, g[lo:hi], sums[0, :n])
+            _add_product(here, local[0, :n], sums[1, :n])
+            _add_product(here, local[1, :n], sums[2, :n])
+            _add_product(here, local[2, :n], sums[3, :n])
+            _add_total_product(here, change, local[2, :n], sums[4, :n])
+            _add_ratio_square(here, change, local[3, :n], sums[5, :n])
+            _add_product(here, variance[lo:hi], sums[6, :n])
+            _add(here, sums[7, :n])
+            _add(here, sums[8, :n])
+            _add(change, sums[8, :n])
+            _add_total_product(here, change, g[lo:hi], sums[14, :n])
+
+
+def summarise(
+    tree: TokenTree, mu: np.ndarray, pi: np.ndarray, reward: np.ndarray, *, gradient: bool = False
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Quantities of every instance by name, and ∇J(π) with respect to the logits of π if asked for.
+
+    Arguments are float64 in the inner layout, ``(vocab, contexts_total[, batch])``: positive probabilities
+    and a terminal reward.  Results are scalars or have shape (batch,), the gradient the shape of a table.
+    """
+    batch = mu.shape[2:]
+    lanes = int(np.prod(batch))
+    tables = [np.ascontiguousarray(x).reshape(tree.vocab, -1) for x in (mu, pi, reward)]
+    weights = np.ascontiguousarray(tree.weights(False), dtype=np.float64)
+    offsets = np.array(tree.offsets, dtype=np.int64)
+    slope = np.empty_like(tables[0]) if gradient else np.empty((0, 0))
+    single = not batch
+    width = min(_SEGMENT, tree.contexts_total) if single else 1
+    parts = []
+    for first in range(0, lanes, _LANES):
+        unit = 1 if single else min(_LANES, lanes - first)
+        sums, tops = np.zeros((len(SUMMED), width * unit)), np.zeros((len(TAKEN_MAXIMUM), width * unit))
+        roots, values = np.zeros((2, unit)), np.empty((tree.prompts, unit))
+        _sweep(
+            *tables,
+            weights,
+            offsets,
+            tree.branching,
+            lanes,
+            first,
+            unit,
+            width,
+            sums,
+            tops,
+            roots,
+            values,
+            slope,
+        )
+        if single:
+            sums, tops = sums.sum(axis=1, keepdims=True), tops.max(axis=1, keepdims=True)
+        between = weights @ (values - roots[0]) ** 2
+        spread = np.sqrt(between + sums[SUMMED.index("variance")])
+        parts.append(np.concatenate([sums, tops, roots, spread[None]]))
+    rows = np.concatenate(parts, axis=1)
+    names = (*SUMMED, *TAKEN_MAXIMUM, "J_behavior", "J_target", "reward_sd")
+    found = {name: row[0] if single else row for name, row in zip(names, rows, strict=True)}
+    del found["variance"]
+    return found, slope.reshape(mu.shape) if gradient else None
