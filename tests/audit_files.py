@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import typer
 
+from opdtheory import cli_audit
+
+APP = typer.Typer()
+APP.command("audit")(cli_audit.audit)
+APP.command("audit-diff")(cli_audit.audit_diff)
 ROLLOUT = [[-0.5, -1.0, -0.25], [-2.0, -0.125]]
 TRAIN = [[-0.75, -1.0, -0.25], [-1.5, -0.25]]
 TOKENS = [[5, 6, 7], [8, 9]]
