@@ -44,7 +44,8 @@ def interior_students(sizes: tuple[Size, ...]) -> Space:
         return plain.build({k: _smooth(v) for k, v in b.items()}, **size)
 
     return Space(kind=plain.kind, sizes=sizes, blocks=plain.blocks, build=build, serialise=plain.serialise,
-                 structure=plain.structure, pairs=plain.pairs, description="teacher and student inside the simplex")  # fmt: skip
+                 structure=plain.structure, pairs=plain.pairs, conditions=plain.conditions,
+                 description="teacher and student inside the simplex")  # fmt: skip
 
 
 def one_logit_students(sizes: tuple[Size, ...]) -> Space:
