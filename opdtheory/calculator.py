@@ -52,26 +52,30 @@ def _largest_divergences(
     values: Mapping[str, Any],
     span: float,
     limit: Callable[[Mapping[str, Any]], float],
+    also: tuple[str, ...] = (),
 ) -> dict[str, float]:
-    """For each given divergence: below which value the bound is under ``limit``, everything else as given."""
-    out = {}
+    """For each given divergence: below which value the bound is under ``limit``, everything else as given.
+
+    ``also`` names the quantities that the limit reads.
+    """
+    out, wanted = {}, (*bound.needs, *also)
     for name in _roots(bound, given, values):
 
         def pair(x: float, name: str = name) -> tuple[float, float]:
-            moved, _ = derive({**given, name: x})
+            moved, _ = derive({**given, name: x}, wanted)
             return _value(bound, moved, span), float(limit(moved))
 
         out[name] = largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)
     return out
 
 
+_SURROGATE_BOUNDS = tuple(b for b in REGISTRY.values() if b.target == "surrogate")
+_SURROGATE_NEEDS = tuple(n for b in _SURROGATE_BOUNDS for n in b.needs)
+
+
 def _surrogate_limit(values: Mapping[str, Any], span: float) -> float:
     """The largest surrogate value L any policy pair with these divergences can have."""
-    limits = [
-        b.evaluate(values, span)
-        for b in REGISTRY.values()
-        if b.target == "surrogate" and all(n in values for n in b.needs)
-    ]
+    limits = [b.evaluate(values, span) for b in _SURROGATE_BOUNDS if all(n in values for n in b.needs)]
     return min((float(x) for x in limits), default=math.inf)
 
 
@@ -96,11 +100,11 @@ def _entry(
     }
     if bound.target not in LOWER and math.isfinite(float(bound.trivial(values, span))):
         entry["informative_below"] = _largest_divergences(
-            bound, given, values, span, lambda v: bound.trivial(v, span)
+            bound, given, values, span, lambda v: bound.trivial(v, span), ("expected_length",)
         )
     if bound.target == "surrogate_error":
         entry["certifies_below"] = _largest_divergences(
-            bound, given, values, span, lambda v: _surrogate_limit(v, span)
+            bound, given, values, span, lambda v: _surrogate_limit(v, span), _SURROGATE_NEEDS
         )
         entry["can_certify_improvement"] = value < _surrogate_limit(values, span)
         if "surrogate" in given:
@@ -112,7 +116,7 @@ def _beats(bound: Bound, name: str, given: Mapping[str, Any], best: float, span:
     """Below which value of one more quantity the bound would be smaller than ``best``."""
 
     def pair(x: float) -> tuple[float, float]:
-        return _value(bound, derive({**given, name: x})[0], span), best
+        return _value(bound, derive({**given, name: x}, bound.needs)[0], span), best
 
     return largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)
 

@@ -27,7 +27,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the re
 
 
 def _option(name: str) -> Any:
-    return typer.Option(f"--{name.replace('_', '-')}", help=QUANTITIES[name].meaning + ".")
+    return typer.Option(f"--{name.replace('_', '-').lower()}", help=QUANTITIES[name].meaning + ".")
 
 
 def bounds(
@@ -41,10 +41,16 @@ def bounds(
     tv_seq: Annotated[Number, _option("tv_seq")] = None,
     chi2_max: Annotated[Number, _option("chi2_max")] = None,
     hellinger2_max: Annotated[Number, _option("hellinger2_max")] = None,
+    hellinger2_sum: Annotated[Number, _option("hellinger2_sum")] = None,
+    hellinger2_seq: Annotated[Number, _option("hellinger2_seq")] = None,
+    midpoint_kl_sum: Annotated[Number, _option("midpoint_kl_sum")] = None,
     ratio_martingale: Annotated[Number, _option("ratio_martingale")] = None,
     reward_sd: Annotated[Number, _option("reward_sd")] = None,
     reward_range: RewardRange = (0.0, 1.0),
     surrogate: Annotated[Number, _option("surrogate")] = None,
+    J_behavior: Annotated[
+        Number, typer.Option("--j-behavior", help=QUANTITIES["J_behavior"].meaning + ".")
+    ] = None,
     reward_log_w: Annotated[Number, _option("reward_log_w")] = None,
     cost_log_w: Annotated[Number, _option("cost_log_w")] = None,
     reward_floor_log_w: Annotated[Number, _option("reward_floor_log_w")] = None,
@@ -149,7 +155,7 @@ def _print_verdict(console: Console, report: dict[str, Any]) -> None:
             parts.append("sharpens " + ", ".join(row["sharpens"]))
         if row.get("beats_best_below"):
             parts.append(f"beats the best error bound below {_number(row['beats_best_below'])}")
-        flag = "--" + row["quantity"].replace("_", "-")
+        flag = "--" + row["quantity"].replace("_", "-").lower()
         console.print(f"{flag} ({row['meaning']}) {'; '.join(parts)}", highlight=False)
 
 

@@ -61,7 +61,7 @@ def _suffices(bound: Bound, given: Mapping[str, Any], name: str) -> bool:
 
 def _largest(bound: Bound, name: str, fixed: Mapping[str, Any], level: float, span: float) -> float:
     def pair(x: float) -> tuple[float, float]:
-        values, _ = derive({**fixed, name: x})
+        values, _ = derive({**fixed, name: x}, bound.needs)
         return float(bound.evaluate(values, span)), level
 
     return largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)

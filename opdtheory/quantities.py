@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,14 @@ QUANTITIES: dict[str, Quantity] = {
     "tv_seq": Quantity("TV of the two laws of whole responses", 0, 1, divergence=True),
     "chi2_max": Quantity("largest token χ²(π‖μ) over all contexts", 0, divergence=True),
     "hellinger2_max": Quantity("largest token squared Hellinger distance", 0, 1, divergence=True),
+    "hellinger2_sum": Quantity("Σ_t E_{d_t^μ} h²(c_t), squared Hellinger distances", 0, divergence=True),
+    "hellinger2_seq": Quantity("squared Hellinger distance of whole responses", 0, 1, divergence=True),
+    "midpoint_kl_sum": Quantity("Σ_t E_{d_t^μ} KL(μ‖(μ+π)/2)(c_t), nats", 0, divergence=True),
     "ratio_martingale": Quantity("E_μ Σ_t (W_{t−1}−1)² χ²(c_t)", 0, divergence=True),
     "reward_sd": Quantity("standard deviation of the reward under μ", 0),
     "reward_bound": Quantity("largest |R|", 0),
     "surrogate": Quantity("L, the surrogate value"),
+    "J_behavior": Quantity("J(μ), for rewards in [0, 1]", 0, 1, open_ends=True),
     "reward_log_w": Quantity("E_μ[R log W]"),
     "cost_log_w": Quantity("E_μ[(1−R) log W]"),
     "reward_floor_log_w": Quantity("E_μ[R max(log W, −1)]"),
@@ -96,7 +101,12 @@ def front_loaded(horizon: int, tv_sum: float, tv_max: float) -> np.ndarray | Non
 
 RULES: tuple[Rule, ...] = (
     Rule("reverse_kl_max", ("chi2_max",), np.log1p, "KL(π‖μ) ≤ log(1 + χ²)"),
-    Rule("tv_max", ("kl_max",), lambda k: np.minimum(1.0, _root(k / 2)), "Pinsker, tv_max ≤ √(kl_max/2)"),
+    Rule(
+        "tv_max",
+        ("kl_max",),
+        lambda k: np.minimum(1.0, _root(k / 2)),
+        "Pinsker, tv_max ≤ √(kl_max/2)",
+    ),
     Rule(
         "tv_max",
         ("kl_max",),
@@ -123,7 +133,12 @@ RULES: tuple[Rule, ...] = (
         "tv_max ≤ √(h(2 − h)), h = hellinger2_max",
     ),
     Rule("hellinger2_max", ("tv_max",), lambda e: e, "hellinger2_max ≤ tv_max"),
-    Rule("hellinger2_max", ("kl_max",), lambda k: -np.expm1(-k / 2), "hellinger2_max ≤ 1 − e^(−kl_max/2)"),
+    Rule(
+        "hellinger2_max",
+        ("kl_max",),
+        lambda k: -np.expm1(-k / 2),
+        "hellinger2_max ≤ 1 − e^(−kl_max/2)",
+    ),
     Rule("kl_seq", ("horizon", "kl_max"), lambda n, k: n * k, "chain rule, kl_seq ≤ T·kl_max"),
     Rule(
         "reverse_kl_sum",
@@ -144,6 +159,27 @@ RULES: tuple[Rule, ...] = (
         lambda n, d: _root(n * d / 2),
         "Pinsker and Jensen, tv_sum ≤ √(T·reverse_kl_sum/2)",
     ),
+    Rule(
+        "hellinger2_sum",
+        ("horizon", "hellinger2_max"),
+        lambda n, h: n * h,
+        "hellinger2_sum ≤ T·hellinger2_max",
+    ),
+    Rule("hellinger2_sum", ("tv_sum",), lambda s: s, "hellinger2_sum ≤ tv_sum"),
+    Rule("hellinger2_sum", ("kl_seq",), lambda d: d / 2, "hellinger2_sum ≤ kl_seq/2"),
+    Rule("hellinger2_sum", ("reverse_kl_sum",), lambda d: d / 2, "hellinger2_sum ≤ reverse_kl_sum/2"),
+    Rule(
+        "tv_sum",
+        ("horizon", "hellinger2_sum"),
+        lambda n, h: _root(2 * n * h),
+        "Jensen, tv_sum ≤ √(2T·hellinger2_sum)",
+    ),
+    Rule(
+        "midpoint_kl_sum", ("hellinger2_sum",), lambda h: 5 * h / 4, "midpoint_kl_sum ≤ (5/4)·hellinger2_sum"
+    ),
+    Rule("midpoint_kl_sum", ("kl_seq",), lambda d: d / 2, "convexity, midpoint_kl_sum ≤ kl_seq/2"),
+    Rule("midpoint_kl_sum", ("reverse_kl_sum",), lambda d: d / 4, "midpoint_kl_sum ≤ reverse_kl_sum/4"),
+    Rule("midpoint_kl_sum", ("tv_sum",), lambda s: math.log(2) * s, "midpoint_kl_sum ≤ log 2·tv_sum"),
     Rule("tv_seq", ("tv_sum",), lambda s: np.minimum(1.0, s), "tv_seq ≤ tv_sum"),
     Rule(
         "tv_seq",
@@ -151,12 +187,36 @@ RULES: tuple[Rule, ...] = (
         lambda n, e: REGISTRY["dppo.b1/max"](n, e),
         "maximal coupling, tv_seq ≤ 1 − (1 − tv_max)^T",
     ),
-    Rule("tv_seq", ("kl_seq",), lambda d: np.minimum(1.0, _root(d / 2)), "Pinsker, tv_seq ≤ √(kl_seq/2)"),
+    Rule(
+        "tv_seq",
+        ("kl_seq",),
+        lambda d: np.minimum(1.0, _root(d / 2)),
+        "Pinsker, tv_seq ≤ √(kl_seq/2)",
+    ),
     Rule(
         "tv_seq",
         ("kl_seq",),
         lambda d: _root(-np.expm1(-d)),
         "Bretagnolle–Huber, tv_seq ≤ √(1 − e^(−kl_seq))",
+    ),
+    Rule("hellinger2_seq", ("tv_seq",), lambda e: e, "hellinger2_seq ≤ tv_seq"),
+    Rule(
+        "hellinger2_seq",
+        ("kl_seq",),
+        lambda d: -np.expm1(-d / 2),
+        "hellinger2_seq ≤ 1 − e^(−kl_seq/2)",
+    ),
+    Rule(
+        "hellinger2_seq",
+        ("hellinger2_sum",),
+        lambda h: np.minimum(1.0, 4 * h),
+        "hellinger2_seq ≤ 4·hellinger2_sum",
+    ),
+    Rule(
+        "tv_seq",
+        ("hellinger2_seq",),
+        lambda h: _root(h * (2 - h)),
+        "tv_seq ≤ √(h(2 − h)), h = hellinger2_seq",
     ),
     Rule(
         "tv_steps",
@@ -216,17 +276,36 @@ def check_consistency(given: Mapping[str, Any], span: float = 1.0) -> None:
         )
 
 
-def derive(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+@lru_cache(maxsize=256)
+def _rules_for(wanted: tuple[str, ...]) -> tuple[Rule, ...]:
+    """The rules that can matter to the wanted quantities, in order."""
+    relevant, queue = set(), list(wanted)
+    while queue:
+        name = queue.pop()
+        if name not in relevant:
+            relevant.add(name)
+            queue += [source for rule in RULES if rule.quantity == name for source in rule.sources]
+    return tuple(rule for rule in RULES if rule.quantity in relevant)
+
+
+def derive(
+    given: Mapping[str, Any], wanted: tuple[str, ...] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Every quantity that follows from the given ones, and for each derived one the inequality it came from.
 
     A derived value is an upper limit, the smallest that any rule gives; bounds grow with their
-    divergences, so it may stand in for the quantity itself.
+    divergences, so it may stand in for the quantity itself.  ``wanted`` restricts the work to what
+    these quantities rest on.
     """
     values, origin = dict(given), {}
-    for rule in RULES:
-        if rule.quantity in given or any(s not in values for s in rule.sources):
+    for rule in RULES if wanted is None else _rules_for(wanted):
+        if rule.quantity in given:
             continue
-        limit = rule.limit(*(values[s] for s in rule.sources))
+        try:
+            arguments = [values[source] for source in rule.sources]
+        except KeyError:
+            continue
+        limit = rule.limit(*arguments)
         if limit is None:
             continue
         limit = limit if isinstance(limit, np.ndarray) else float(limit)

@@ -50,6 +50,18 @@ def topd_term_bound(alpha: Any) -> Any:
     return maximum(log(1 - alpha) ** 2, variance_constant(alpha) * alpha)
 
 
+def topd_positive_supremum(alpha: Any) -> Any:
+    """sup over q ≥ p of p·log²(αq/p + 1 − α): 2α log t/t with t = exp(2 + W₀(−2(1−α)e⁻²)); below the
+    printed C*α.
+
+    >>> round(float(topd_positive_supremum(0.37820365953)), 5)
+    0.22576
+    """
+    a = np.asarray(alpha, dtype=float)
+    log_t = 2 + special.lambertw(-2 * (1 - a) * np.exp(-2.0), 0).real
+    return (2 * a * log_t * np.exp(-log_t))[()]
+
+
 @bound(
     "topd.thm4.2",
     name="TOP-D gradient variance, printed",

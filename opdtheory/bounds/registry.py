@@ -28,7 +28,7 @@ TARGETS = {
 LOWER = frozenset({"improvement_lower"})
 """Targets bounded from below: the larger the value, the better."""
 SHARPNESS = ("identity", "tight", "asymptotic", "loose", "unknown")
-UNIT_INTERVAL = frozenset({"tv_max", "tv_seq", "hellinger2_max", "alpha"})
+UNIT_INTERVAL = frozenset({"tv_max", "tv_seq", "hellinger2_max", "hellinger2_seq", "alpha", "J_behavior"})
 """Arguments that cannot exceed one."""
 
 

@@ -235,37 +235,18 @@ def _adaptive_sum(tv_steps: Any, tv_max: Any, kl_max: Any) -> Any:
 
 
 @bound(
-    "trm.a7/hellinger",
-    claim="trm.a7",
-    name="Hellinger-marginal",
-    target="surrogate_error",
-    source=OURS,
-    scaling="T^{3/2} h",
-    sharpness="loose",
-)
-def hellinger_marginal(horizon: Any, hellinger2_max: Any, *, span: Any = 1) -> Any:
-    """(8/3) T^{3/2} h, h the largest squared Hellinger distance ½Σ(√μ−√π)² of any context.
-
-    Affinities multiply along a response, so the contexts at step t have TV ≤ √(2(t−1)h), and |g| ≤ TV·span
-    ≤ √(2h)·span.
-    """
-    return scaled(8 * horizon * sqrt(horizon * hellinger2_max) * sqrt(hellinger2_max) / 3, span)
-
-
-@bound(
     "ours.s1",
     name="Sequence KL",
     target="surrogate_error",
     source=OURS,
     scaling="D",
     sharpness="tight",
-    assumptions=_ABSOLUTE_CONTINUITY,
 )
 def sequence_kl(kl_seq: Any, *, span: Any = 1) -> Any:
     """D = KL(μ‖π) of whole responses: no horizon, no maximum over contexts, best constant 1.
 
-    With W the ratio of a whole response, Error = E[R·(k3(W) − Σ_t k3(ρ_t))], and both
-    terms are non-negative with mean D.
+    With W the ratio of a whole response, Error = E[R·(k3(W) − Σ_t k3(ρ_t))] where the supports are nested,
+    and both terms are non-negative with mean D; the bound itself needs no support assumption.
     """
     return scaled(kl_seq, span)
 
@@ -278,7 +259,6 @@ def sequence_kl(kl_seq: Any, *, span: Any = 1) -> Any:
     source=OURS,
     scaling="T δ",
     sharpness="loose",
-    assumptions=_ABSOLUTE_CONTINUITY,
 )
 def sequence_kl_uniform(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     """Tδ, because D ≤ Tδ."""
@@ -313,6 +293,34 @@ def sharp_tv(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
     (0.5, 0.0)
     """
     return scaled(horizon * tv_max * miss_probability(tv_max, horizon - 1), span)
+
+
+@bound(
+    "ours.s4/profile",
+    claim="ours.s4",
+    name="Sharp TV, step by step",
+    target="surrogate_error",
+    source=OURS,
+    scaling="Σ ε_t (1 − Π_{s≠t}(1−ε_s))",
+    sharpness="tight",
+)
+def sharp_tv_profile(tv_max_steps: Any, *, span: Any = 1) -> Any:
+    """Σ_t ε_t(1 − Π_{s≠t}(1−ε_s)), ε_t the largest token TV of any context of step t; time on the last axis.
+
+    >>> float(sharp_tv_profile([0.5, 0.5]))
+    0.5
+    """
+    steps = list(tv_max_steps) if isinstance(tv_max_steps, (list, tuple)) else None
+    if steps is None:
+        steps = [tv_max_steps[..., t] for t in range(tv_max_steps.shape[-1])]
+    before, after = [1], [1]
+    for first, last in zip(steps[:-1], steps[:0:-1], strict=True):
+        before.append(before[-1] * (1 - first))
+        after.append(after[-1] * (1 - last))
+    total = 0 * steps[0]
+    for step, left, right in zip(steps, before, reversed(after), strict=True):
+        total = total + step * (1 - left * right)
+    return scaled(total, span)
 
 
 @bound(
@@ -365,6 +373,20 @@ def sharp_mixed(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any
 def sharp_mixed_reverse(horizon: Any, reverse_kl_max: Any, reverse_kl_sum: Any, *, span: Any = 1) -> Any:
     """√(T(T−1)/2·δ′D′) with KL(π‖μ) in both places; D′ = Σ_t E_{d_t^μ} KL(π‖μ)(c_t)."""
     return scaled(sqrt(horizon * (horizon - 1) * reverse_kl_max * reverse_kl_sum / 2), span)
+
+
+@bound(
+    "ours.s6/crossed",
+    claim="ours.s6",
+    name="Sharp mixed, crossed",
+    target="surrogate_error",
+    source=OURS,
+    scaling="T √(δ′D)",
+    sharpness="loose",
+)
+def sharp_mixed_crossed(horizon: Any, reverse_kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
+    """√(T(T−1)/2·δ′D), δ′ the largest KL(π‖μ) and D the summed KL(μ‖π)."""
+    return scaled(sqrt(horizon * (horizon - 1) * reverse_kl_max * kl_seq / 2), span)
 
 
 # -------------------- the pieces inside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opdtheory import bounds
 from opdtheory.claims.sharper import ANY_SUPPORT, DOC, UNIT, WORST
 from opdtheory.claims.sharper_steps import (
     CASES,
@@ -59,7 +60,7 @@ SIX_STEPS = WORST.with_sizes(*plain_sizes((2, 6)))
 def hellinger(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ 2H²(μ, π) + 2 Σ_t E_{d_t^μ} KL(μ‖(μ+π)/2)(c_t), H² the squared Hellinger distance
     of responses."""
-    return absolute(x.error), 2 * x.hellinger2_seq + 2 * x.midpoint_kl_sum
+    return absolute(x.error), bounds.hellinger_midpoint(x.hellinger2_seq, x.midpoint_kl_sum)
 
 
 @claim(
@@ -92,7 +93,7 @@ def hellinger(x: Any) -> Any:
 )
 def hellinger_chain(x: Any) -> Any:
     """H²(μ, π) ≤ 4 Σ_t E_{d_t^μ} h²(c_t), h² the squared Hellinger distance at a context."""
-    return x.hellinger2_seq, 4 * x.hellinger2_sum
+    return x.hellinger2_seq, bounds.hellinger_chain(x.hellinger2_sum)
 
 
 @claim(
@@ -125,7 +126,7 @@ def hellinger_chain(x: Any) -> Any:
 )
 def hellinger_tokens(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ (21/2) Σ_t E_{d_t^μ} h²(c_t): horizon-free, finite whatever the supports."""
-    return absolute(x.error), 21 * x.hellinger2_sum / 2
+    return absolute(x.error), bounds.hellinger_tokens(x.hellinger2_sum)
 
 
 @claim(
@@ -167,4 +168,4 @@ def hellinger_tokens(x: Any) -> Any:
 def reverse(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ (9/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): the reverse divergence on contexts that μ
     visits also bounds the error without the horizon, with a constant that cannot be 1."""
-    return absolute(x.error), 9 * x.reverse_kl_sum / 2
+    return absolute(x.error), bounds.reverse_kl_tokens(x.reverse_kl_sum)

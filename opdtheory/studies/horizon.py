@@ -37,6 +37,9 @@ def token_shift(level: float, divergence: str) -> float:
 def _quantities(model: Any, horizon: int) -> dict[str, Any]:
     names = ("tv_max", "kl_max", "reverse_kl_max", "kl_seq", "tv_sum", "chi2_max")
     found = {name: float(getattr(model, name)) for name in names}
+    # independent tokens have the same divergence in every context
+    repeated = horizon * model.reverse_kl_max if isinstance(model, IidBinary) else model.reverse_kl_sum
+    found["reverse_kl_sum"] = float(repeated)
     return {"horizon": horizon, "reward_sd": 0.5, "reward_bound": 1.0, **found}
 
 
