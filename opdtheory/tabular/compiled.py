@@ -2,8 +2,8 @@
 
 Two sweeps over the tree, one backward for values and one forward for measures, in segments of contexts (of
 one instance) or of instances (of a batch) that stay in the first-level cache.  Every inner loop reads and
-writes contiguous arrays and stores one result, so that it compiles to vector instructions.  Probabilities must be
-positive: pairs with zeros are left to the array code.
+writes contiguous arrays and stores one result, so that it compiles to vector instructions.  Probabilities
+must be positive: pairs with zeros are left to the array code.
 """
 
 from __future__ import annotations

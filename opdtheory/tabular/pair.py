@@ -15,6 +15,7 @@ from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.responses import ResponseQuantities
 from opdtheory.tabular.reward import Reward
 from opdtheory.tabular.single import attach_scalars, scalars_data
+from opdtheory.tabular.table import flat_to_levels
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["PolicyPair"]
@@ -100,10 +101,11 @@ class PolicyPair(ResponseQuantities):
         attach_scalars(part, part.scalars)
         return part
 
-    def precompute(self) -> Self:
+    def precompute(self, *, gradient: bool = False) -> Self:
         """Compute the usual quantities in one compiled pass, given numba and positive probabilities.
 
         Otherwise, and for exact numbers, nothing happens: every attribute is computed when asked for.
+        ``gradient`` includes ``flat_target_gradient``.
         """
         positive = not self.is_exact and all(
             x.size and x.min() > 0 for x in (self._mu, self._pi, self.tree.weights(False))
@@ -114,7 +116,8 @@ class PolicyPair(ResponseQuantities):
             from opdtheory.tabular import compiled
         except ImportError:  # the extra "fast" is not installed
             return self
-        found, _ = compiled.summarise(self.tree, self._mu, self._pi, self.reward.flat)
+        tables = (self._mu, self._pi, self.reward.flat)
+        found, slope = compiled.summarise(self.tree, *tables, gradient=gradient)
         found |= {
             "delta": -found["error"],
             "surrogate_reward": found["surrogate"],
@@ -123,6 +126,8 @@ class PolicyPair(ResponseQuantities):
         }
         for name, value in found.items():
             vars(self).setdefault(name, self._out(value))
+        if slope is not None:
+            vars(self).setdefault("flat_target_gradient", slope)
         return self
 
     def with_reward(self, reward: Reward | Sequence[Any]) -> PolicyPair:
@@ -145,6 +150,10 @@ class PolicyPair(ResponseQuantities):
         return flow.backward(self.tree, self._mu, self.reward.flat)
 
     @cached_property
+    def _v_target(self) -> np.ndarray:
+        return flow.values(self.tree, self._pi, self.reward.flat)
+
+    @cached_property
     def _returns(self) -> np.ndarray:
         return flow.sequence_entries(self.tree, self.reward.flat)
 
@@ -159,9 +168,31 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def J_target(self) -> Any:
         """J(π) = E_π[R]."""
-        value = flow.values(self.tree, self._pi, self.reward.flat)
+        value = self._v_target
         weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
         return self._sum(value[: self.tree.prompts] * weights)
+
+    @cached_property
+    def flat_target_gradient(self) -> np.ndarray:
+        """∇J(π) with respect to the logits of π, d^π(c) π(a|c) A^π(c, a), in the inner layout."""
+        tree, pi, v, d = self.tree, self._pi, self._v_target, self.target.flat_occupancy
+        out = np.empty_like(pi)
+        for t in range(tree.horizon):
+            here = tree.level_slice(t)
+            inner = tree.branching if t < tree.horizon - 1 else 0
+            ends = slice(inner, None)
+            out[ends, here] = self.reward.flat[ends, here]
+            if inner:
+                out[:inner, here] = v[tree.level_slice(t + 1)].reshape((inner, *v[here].shape))
+            out[:, here] -= v[here]
+            out[:, here] *= pi[:, here]
+            out[:, here] *= d[here]
+        return out
+
+    @cached_property
+    def target_gradient(self) -> list[np.ndarray]:
+        """∇J(π) with respect to the logits of π, level arrays ``(batch..., contexts(t), vocab)``."""
+        return flat_to_levels(self.tree, self.flat_target_gradient, self.batch_shape)
 
     @cached_property
     def improvement(self) -> Any:

@@ -1,0 +1,348 @@
+"""Exact quantities of policy pairs: array code and compiled pass against dictionaries and enumeration.
+
+    python benchmarks/bench_tabular.py [--rounds 3] [--skip-large] [--json OUT]
+
+Every implementation computes the same 25 quantities (returns, surrogate, error and its supremum, divergences
+of contexts and of sequences, lengths, advantages) and the gradient of J(π), and the results are compared before
+anything is timed.  The implementations take turns; the smallest time over rounds is shown, with its ratio to the
+dictionary programme and the floor: the bytes of the three input tables and the gradient, moved once at the copy
+bandwidth measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from opdtheory.tabular import Policy, PolicyPair, TokenTree
+
+NAMES = (
+    "J_behavior", "J_target", "improvement", "surrogate", "error", "error_sup", "reward_sd", "tv_max", "tv_sum",
+    "tv_seq", "kl_max", "kl_seq", "reverse_kl_max", "reverse_kl_sum", "reverse_kl_seq", "chi2_max", "chi2_seq",
+    "hellinger2_max", "hellinger2_seq", "ratio_martingale", "adv_max", "adv_target_max", "k3_sum",
+    "expected_length_behavior", "expected_length_target",
+)  # fmt: skip
+
+Tables = tuple[TokenTree, np.ndarray, np.ndarray, np.ndarray]
+
+
+def make(vocab: int, horizon: int, batch: tuple[int, ...] = ()) -> Tables:
+    """A tree, two random policies and a random terminal reward, inner layout."""
+    tree = TokenTree(vocab, horizon)
+    mu, pi = (Policy.random(tree, seed=i, batch=batch).flat for i in (1, 2))
+    reward = np.zeros_like(mu)
+    last = tree.level_slice(horizon - 1)
+    reward[:, last] = np.random.default_rng(0).random(reward[:, last].shape)
+    return tree, mu, pi, reward
+
+
+# ---- implementations
+
+
+def arrays(tables: Tables) -> tuple[list[Any], Any]:
+    """The package with numpy only; a batch in blocks that stay in cache."""
+    tree, mu, pi, reward = tables
+    if mu.ndim == 2 or mu.shape[2] <= 256:
+        pair = PolicyPair.from_flat(tree, mu, pi, reward)
+        return [getattr(pair, name) for name in NAMES], pair.flat_target_gradient
+    parts = [
+        arrays((tree, *(np.ascontiguousarray(x[:, :, i : i + 256]) for x in (mu, pi, reward))))
+        for i in range(0, mu.shape[2], 256)
+    ]
+    values = [np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)]
+    return values, [p[1] for p in parts]
+
+
+def compiled(tables: Tables) -> tuple[list[Any], Any]:
+    """The package with the extra ``fast``."""
+    tree, mu, pi, reward = tables
+    pair = PolicyPair.from_flat(tree, mu, pi, reward).precompute(gradient=True)
+    return [getattr(pair, name) for name in NAMES], pair.flat_target_gradient
+
+
+def as_dictionaries(tables: Tables, instance: int = 0) -> tuple[int, int, Any, Any, Any]:
+    """(vocab, horizon, μ, π, R) with one entry a context: {tokens: [value of each action]}."""
+    tree, *rest = tables
+    out = []
+    for x in rest:
+        levels = Policy(tree, x if x.ndim == 2 else np.ascontiguousarray(x[:, :, instance])).levels
+        out.append(
+            {
+                tree.context_label(t, c)[1]: [float(v) for v in level[c]]
+                for t, level in enumerate(levels)
+                for c in range(len(level))
+            }
+        )
+    return tree.vocab, tree.horizon, *out
+
+
+def dictionary_programme(data: Any) -> tuple[list[float], dict[Any, list[float]]]:
+    """Dynamic programming over prefixes kept in dictionaries, as one would write it first."""
+    vocab, horizon, mu, pi, reward = data
+    levels: list[list[tuple[int, ...]]] = [[()]]
+    for _ in range(horizon - 1):
+        levels.append([(*c, a) for c in levels[-1] for a in range(vocab)])
+    value, value_pi, g, variance = {}, {}, {}, {}
+    adv_max = 0.0
+    for level in reversed(levels):
+        for c in level:
+            m, p = mu[c], pi[c]
+            last = len(c) == horizon - 1
+            q = reward[c] if last else [value[(*c, a)] for a in range(vocab)]
+            q_pi = reward[c] if last else [value_pi[(*c, a)] for a in range(vocab)]
+            v = value[c] = sum(m[a] * q[a] for a in range(vocab))
+            value_pi[c] = sum(p[a] * q_pi[a] for a in range(vocab))
+            g[c] = sum((p[a] - m[a]) * q[a] for a in range(vocab))
+            variance[c] = sum(m[a] * (q[a] - v) ** 2 for a in range(vocab))
+            adv_max = max(adv_max, max(abs(x - v) for x in q))
+    tv, kl, reverse, chi2, hellinger = {}, {}, {}, {}, {}
+    for c, m in mu.items():
+        p = pi[c]
+        tv[c] = sum(abs(p[a] - m[a]) for a in range(vocab)) / 2
+        kl[c] = sum(m[a] * math.log(m[a] / p[a]) for a in range(vocab))
+        reverse[c] = sum(p[a] * math.log(p[a] / m[a]) for a in range(vocab))
+        chi2[c] = sum((p[a] - m[a]) ** 2 / m[a] for a in range(vocab))
+        hellinger[c] = sum((math.sqrt(p[a]) - math.sqrt(m[a])) ** 2 for a in range(vocab)) / 2
+    d, d_pi, shift, rest = {(): 1.0}, {(): 1.0}, {(): 0.0}, {(): 0.0}
+    s = dict.fromkeys(
+        ("surrogate", "tv", "kl", "reverse", "reverse_pi", "martingale", "variance", "length", "length_pi",
+         "improvement", "error", "error_sup", "tv_seq", "chi2_seq", "hellinger_seq"), 0.0)  # fmt: skip
+    gradient = {}
+    for level in levels:
+        for c in level:
+            m, p, x, y, z, n = mu[c], pi[c], d[c], d_pi[c], shift[c], rest[c]
+            last = len(c) == horizon - 1
+            s["surrogate"] += x * g[c]
+            s["improvement"] += y * g[c]
+            s["tv"] += x * tv[c]
+            s["kl"] += x * kl[c]
+            s["reverse"] += x * reverse[c]
+            s["reverse_pi"] += y * reverse[c]
+            s["martingale"] += z * z / x * chi2[c]
+            s["variance"] += x * variance[c]
+            s["length"] += x
+            s["length_pi"] += y
+            slope = []
+            for a in range(vocab):
+                child = (*c, a)
+                law, law_pi = x * m[a], y * p[a]
+                moved = z * p[a] + x * (p[a] - m[a])
+                second = n * m[a] + z * (p[a] - m[a])
+                q = reward[c][a] if last else value_pi[child]
+                slope.append(law_pi * (q - value_pi[c]))
+                if last:
+                    s["error"] += second * reward[c][a]
+                    s["error_sup"] += abs(second) / 2
+                    s["tv_seq"] += abs(moved) / 2
+                    s["chi2_seq"] += moved * moved / law
+                    s["hellinger_seq"] += (math.sqrt(law) - math.sqrt(law_pi)) ** 2 / 2
+                else:
+                    d[child], d_pi[child], shift[child], rest[child] = law, law_pi, moved, second
+            gradient[c] = slope
+    values = [
+        value[()], value_pi[()], s["improvement"], s["surrogate"], s["error"], s["error_sup"], math.sqrt(s["variance"]),
+        max(tv.values()), s["tv"], s["tv_seq"], max(kl.values()), s["kl"], max(reverse.values()), s["reverse"],
+        s["reverse_pi"], max(chi2.values()), s["chi2_seq"], max(hellinger.values()), s["hellinger_seq"], s["martingale"],
+        adv_max, max(abs(x) for x in g.values()), s["kl"], s["length"], s["length_pi"],
+    ]  # fmt: skip
+    return values, gradient
+
+
+def enumeration(data: Any) -> tuple[list[float], dict[Any, list[float]]]:
+    """The sequence-level quantities and the gradient by listing every sequence, contexts by dictionaries."""
+    vocab, horizon, mu, pi, reward = data
+    j = j_pi = second = error = error_sup = tv_seq = kl_seq = reverse_seq = chi2_seq = hellinger_seq = 0.0
+    surrogate = tv_sum = chi2_mean = 0.0
+    gradient = {c: [0.0] * vocab for c in mu}
+    for y in itertools.product(range(vocab), repeat=horizon):
+        law = law_pi = 1.0
+        ratios = []
+        for t, a in enumerate(y):
+            m, p = mu[y[:t]][a], pi[y[:t]][a]
+            law *= m
+            law_pi *= p
+            ratios.append(p / m)
+        r = reward[y[:-1]][y[-1]]
+        first = sum(x - 1 for x in ratios)
+        w = law_pi / law
+        j += law * r
+        j_pi += law_pi * r
+        second += law * r * r
+        surrogate += law * r * first
+        error += law * r * (w - 1 - first)
+        error_sup += law * abs(w - 1 - first) / 2
+        tv_seq += abs(law_pi - law) / 2
+        kl_seq += law * math.log(law / law_pi)
+        reverse_seq += law_pi * math.log(law_pi / law)
+        chi2_seq += (law_pi - law) ** 2 / law
+        hellinger_seq += (math.sqrt(law) - math.sqrt(law_pi)) ** 2 / 2
+        for t, a in enumerate(y):
+            row, p = gradient[y[:t]], pi[y[:t]]
+            for b in range(vocab):
+                row[b] += law_pi * r * ((a == b) - p[b])
+            tv_sum += law * sum(abs(p[b] - mu[y[:t]][b]) for b in range(vocab)) / 2
+            chi2_mean += law * sum((p[b] - mu[y[:t]][b]) ** 2 / mu[y[:t]][b] for b in range(vocab))
+    return [j, j_pi, second, surrogate, error, error_sup, tv_seq, kl_seq, reverse_seq, chi2_seq, hellinger_seq, tv_sum,
+            chi2_mean], gradient  # fmt: skip
+
+
+# ---- timing
+
+
+def bandwidth() -> float:
+    """Bytes a second that a copy of 256 MiB moves, reads and writes counted."""
+    x = np.zeros(1 << 25)
+    y = np.empty_like(x)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        np.copyto(y, x)
+        times.append(time.perf_counter() - start)
+    return 2 * x.nbytes / min(times)
+
+
+def compete(entries: dict[str, Callable[[], Any]], rounds: int, at_least: float = 0.15) -> dict[str, float]:
+    """Smallest time of each entry over ``rounds`` turns; short ones are repeated within a turn."""
+    best = dict.fromkeys(entries, math.inf)
+    for _ in range(rounds):
+        for name, fn in entries.items():
+            spent = 0.0
+            while spent < at_least:
+                start = time.perf_counter()
+                fn()
+                elapsed = time.perf_counter() - start
+                best[name] = min(best[name], elapsed)
+                spent += elapsed
+    return best
+
+
+def check(name: str, found: list[Any], expected: list[Any]) -> None:
+    """Refuse to time an implementation that computes something else."""
+    for label, a, b in zip(NAMES, found, expected, strict=True):
+        if not np.allclose(a, b, rtol=1e-8, atol=1e-12):
+            raise SystemExit(f"{name}: {label} = {a}, expected {b}")
+
+
+def show(
+    title: str, times: dict[str, float], base: str, floor: float, unit: float, rate: int = 0
+) -> dict[str, Any]:
+    """Print one table; return it for the record."""
+    print(f"\n{title}")
+    rows = {}
+    for name, seconds in [*times.items(), ("floor (bytes / bandwidth)", floor)]:
+        ratio = times[base] / seconds
+        text = f"  {name:36s} {seconds * unit:12.4f} ms   {ratio:12.1f} x"
+        if rate:
+            text += f"   {rate / seconds:14.0f} instances/s"
+        print(text)
+        rows[name] = {"seconds": seconds, "ratio_to_" + base.replace(" ", "_"): ratio}
+    return rows
+
+
+def has_numba() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def large() -> None:
+    """One tree of 10⁷ pairs in this process: seconds and peak memory, as JSON on stdout."""
+    tables = make(10, 7)
+    start = time.perf_counter()
+    arrays(tables)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    record: dict[str, Any] = {"pairs": tables[0].pairs_total, "seconds": seconds, "peak_bytes": peak}
+    if has_numba():
+        compiled(make(2, 2))
+        start = time.perf_counter()
+        compiled(tables)
+        record["compiled_seconds"] = time.perf_counter() - start
+    print(json.dumps(record))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip-large", action="store_true")
+    parser.add_argument("--large-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    if options.large_only:
+        large()
+        return
+    speed = bandwidth()
+    print(f"copy bandwidth {speed / 1e9:.1f} GB/s, one thread")
+    record: dict[str, Any] = {"bandwidth": speed}
+
+    tables = make(4, 8)
+    data = as_dictionaries(tables)
+    expected = dictionary_programme(data)[0]
+    entries: dict[str, Callable[[], Any]] = {
+        "trajectory enumeration (13 of them)": lambda: enumeration(data),
+        "dictionary programme": lambda: dictionary_programme(data),
+        "numpy": lambda: arrays(tables),
+    }
+    check("numpy", arrays(tables)[0], expected)
+    if has_numba():
+        check("numba", compiled(tables)[0], expected)
+        entries["numba"] = lambda: compiled(tables)
+    floor = 4 * tables[0].nbytes() / speed
+    title = f"V=4, T=8, one instance, {tables[0].pairs_total} pairs, 25 quantities and the gradient"
+    times = compete(entries, options.rounds)
+    record["single"] = show(title, times, "dictionary programme", floor, 1e3)
+
+    lanes = 2048
+    tables = make(3, 4, (lanes,))
+    data = as_dictionaries(tables, 5)
+    expected = dictionary_programme(data)[0]
+    check("numpy", [x[5] for x in arrays(tables)[0]], expected)
+    entries = {
+        "dictionary programme": lambda: dictionary_programme(data),
+        "numpy": lambda: arrays(tables),
+    }
+    if has_numba():
+        check("numba", [x[5] for x in compiled(tables)[0]], expected)
+        entries["numba"] = lambda: compiled(tables)
+    times = compete(entries, options.rounds)
+    times["dictionary programme"] *= lanes
+    title = f"V=3, T=4, {lanes} instances (dictionary programme: one instance, times {lanes})"
+    floor = 4 * tables[0].nbytes(lanes) / speed
+    record["batch"] = show(title, times, "dictionary programme", floor, 1e3, lanes)
+
+    if not options.skip_large:
+        command = [sys.executable, __file__, "--large-only"]
+        rows = [
+            json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
+            for _ in range(options.rounds)
+        ]
+        row = min(rows, key=lambda r: r["seconds"])
+        floor = 4 * 8 * row["pairs"] / speed
+        print(f"\nV=10, T=7, one instance, {row['pairs']} pairs, in a fresh process")
+        print(
+            f"  numpy {row['seconds']:.3f} s, peak memory {row['peak_bytes'] / 1e9:.2f} GB; floor {floor:.4f} s"
+        )
+        if "compiled_seconds" in row:
+            print(f"  numba {min(r['compiled_seconds'] for r in rows):.3f} s")
+        record["large"] = row | {"floor_seconds": floor}
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
