@@ -58,14 +58,15 @@ def _largest_divergences(
 
     ``also`` names the quantities that the limit reads.
     """
-    out, wanted = {}, (*bound.needs, *also)
+    out, wanted = {}, (*bound.needs, *also, "expected_length")
     for name in _roots(bound, given, values):
 
         def pair(x: float, name: str = name) -> tuple[float, float]:
             moved, _ = derive({**given, name: x}, wanted)
             return _value(bound, moved, span), float(limit(moved))
 
-        out[name] = largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12)
+        # against a limit that moves too, the bound may cross it more than once
+        out[name] = largest_below(pair, 1.0 if name in UNIT_INTERVAL else 1e12, scan=bool(also))
     return out
 
 
@@ -100,7 +101,7 @@ def _entry(
     }
     if bound.target not in LOWER and math.isfinite(float(bound.trivial(values, span))):
         entry["informative_below"] = _largest_divergences(
-            bound, given, values, span, lambda v: bound.trivial(v, span), ("expected_length",)
+            bound, given, values, span, lambda v: bound.trivial(v, span)
         )
     if bound.target == "surrogate_error":
         entry["certifies_below"] = _largest_divergences(

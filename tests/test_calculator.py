@@ -176,7 +176,7 @@ def test_surrogate_gives_an_improvement_bound() -> None:
 def test_certification_edges() -> None:
     """Below the edge the bound is under the largest possible surrogate, above it is not."""
     report = calculate(horizon=4096, kl_max=1e-4)
-    chosen = {"ours.s1", "ours.s6", "trm.2.5.1/tv", "trm.2.5.4", "trm.adaptive", "dppo.b3/composite"}
+    chosen = {"ours.s1", "ours.s4", "ours.s6", "trm.2.5.1/tv", "trm.2.5.4", "trm.adaptive"}
     for entry in (e for e in report["bounds"] if e["id"] in chosen):
         for name, edge in entry.get("certifies_below", {}).items():
             if 0 < edge < math.inf:
@@ -185,6 +185,18 @@ def test_certification_edges() -> None:
                     assert next(e for e in again["bounds"] if e["id"] == entry["id"])[
                         "can_certify_improvement"
                     ] == (shift < 0)
+
+
+def test_first_crossing_is_found() -> None:
+    """f crosses the limit at 1e-3, comes back at 1 and crosses again at 1e3."""
+    from opdtheory.bounds.registry import largest_below
+
+    def wave(x: float) -> tuple[float, float]:
+        return (2.0 if 1e-3 < x < 1 or x > 1e3 else 0.5), 1.0
+
+    assert largest_below(wave, 1e12, scan=True) == pytest.approx(1e-3, rel=LOOSE64)
+    assert largest_below(lambda x: (0.5, 1.0), 1e12, scan=True) == math.inf
+    assert largest_below(lambda x: (2.0, 1.0), 1e12, scan=True) == 0
 
 
 def test_reward_without_spread_has_no_error() -> None:

@@ -112,11 +112,14 @@ class Bound:
         return largest_below(value, 1.0 if argument in UNIT_INTERVAL else 1e12)
 
 
-def largest_below(value: Callable[[float], tuple[float, float]], high: float, low: float = 1e-200) -> float:
-    """The largest x with f(x) < limit(x), for f/limit non-decreasing, ``value(x)`` giving both.
+def largest_below(
+    value: Callable[[float], tuple[float, float]], high: float, low: float = 1e-200, scan: bool = False
+) -> float:
+    """The largest x with f < limit on all of (0, x), ``value(x)`` giving f(x) and limit(x).
 
-    Root finding in log scale between ``low`` and ``high``; 0 if f(low) ≥ limit already, inf if
-    f(high) < limit.
+    Root finding in log scale between ``low`` and ``high``; 0 if f(low) ≥ limit already, inf if f stays below.
+    f/limit is taken to be non-decreasing; with ``scan`` it need not be, and the first crossing is sought on a
+    grid of half decades.
     """
 
     def excess(log_x: float) -> float:
@@ -132,6 +135,12 @@ def largest_below(value: Callable[[float], tuple[float, float]], high: float, lo
     a, b = math.log(low), math.log(high)
     if excess(a) >= 0:
         return 0.0
+    if scan:
+        for x in np.arange(math.log(1e-25), b, math.log(10) / 2):
+            if excess(x) >= 0:
+                b = x
+                break
+            a = x
     top = excess(b)
     if top <= 0:
         # equality at the top is a bound that only saturates there, or that rounds to its limit
