@@ -11,7 +11,7 @@ from opdtheory import bounds
 from opdtheory.claims.sources import TRM
 from opdtheory.claims.trm_common import (
     ANY_SUPPORT,
-    DOUBLED,
+    FINITE_LAWS,
     FREE,
     LAWS,
     MULTI_STEP,
@@ -28,7 +28,6 @@ from opdtheory.verification.registry import claim
 
 _ACTIONS = single_states(values=(0.0, 1.0))
 _TWO_STEPS = WORST.with_sizes(*MULTI_STEP)
-_REWARD_2 = Mutant("reward-range-2", "dies", "the bound scales with the range of R", {"space": DOUBLED})
 
 # ------------------------------------------------------------ 2.4 the pieces
 
@@ -194,7 +193,10 @@ def advantage_gap_centred(x: Any) -> Any:
     latex=r"D_{\mathrm{seq}}=\sum_tE_{d_t^\mu}\mathrm{KL}(c_t)\le T\delta",
     mutants=(
         Mutant(
-            "one-step-fewer", "dies", "T terms", {"sides": lambda x: (x.kl_seq, (x.horizon - 1) * x.kl_max)}
+            "one-step-fewer",
+            "dies",
+            "T terms",
+            {"sides": lambda x: (x.kl_seq, (x.horizon - 1) * x.kl_max), "space": FINITE_LAWS},
         ),
         Mutant(
             "mean-for-max",

@@ -32,6 +32,7 @@ LAWS = policy_pairs(reward=None)
 LONG, DELTA = 4096, exact("1/10000")
 """The source's own regime: T = 4096, largest token KL 10⁻⁴."""
 INTERIOR = policy_pairs(reward="extremal", full_support=True)
+FINITE_LAWS = policy_pairs(reward=None, full_support=True)
 FINITE = "full support (for finite values)"
 
 

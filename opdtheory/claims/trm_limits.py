@@ -13,8 +13,8 @@ from opdtheory.claims.sources import TRM
 from opdtheory.claims.trm_common import (
     ANY_SUPPORT,
     DELTA,
-    DOUBLED,
     FINITE,
+    FINITE_LAWS,
     LAWS,
     LONG,
     MULTI_STEP,
@@ -33,7 +33,6 @@ from opdtheory.verification.claim import Mutant
 from opdtheory.verification.evidence import Evidence
 from opdtheory.verification.registry import claim, entry
 
-_LAWS_INTERIOR = policy_pairs(reward=None, full_support=True)
 _FREE_INTERIOR = policy_pairs(full_support=True)
 
 # ------------------------------------------------------------ 2.5.6, A.7, A.8 what is said to be impossible
@@ -44,7 +43,7 @@ _FREE_INTERIOR = policy_pairs(full_support=True)
     TRM,
     "slide 2.5.6 and A.8",
     "No bound by the sequence KL alone exists",
-    space=_LAWS_INTERIOR.with_sizes(*MULTI_STEP),
+    space=FINITE_LAWS.with_sizes(*MULTI_STEP),
     relation=">",
     signed=True,
     given=lambda x: [(x.kl_max, ">", 1), (1, ">", 5 * x.kl_seq), (100 * x.error_sup, ">", 1)],
@@ -291,7 +290,12 @@ def _minorizer_vacuous() -> tuple[bool, str]:
                 )
             },
         ),
-        Mutant("rewards-to-2", "dies", "the penalty scales with the range of R", {"space": DOUBLED}),
+        Mutant(
+            "rewards-to-6",
+            "dies",
+            "the penalty scales with the range of R",
+            {"space": policy_pairs(reward=(0.0, 6.0), full_support=True, sizes=MULTI_STEP)},
+        ),
     ),
 )
 def minorizer(x: Any) -> Any:

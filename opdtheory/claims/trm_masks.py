@@ -90,11 +90,11 @@ def exact_kl_centred(x: Any) -> Any:
     latex=_GUARANTEE,
     sketch=_WHY,
     note=_READING
-    + " Sample-based masks are called approximate detectors in a note of the slides, and said to give the full "
+    + " A note of the slides calls sample-based masks approximate, the text says they give the full "
     "guarantee in the text.",
 )
 def sampled_log_ratio(x: Any) -> Any:
-    """With M = 1[max_t |log ρ_t| ≤ δ] on the sampled tokens, L_masked above the penalty implies J(π) > J(μ)."""
+    """With M = 1[max_t |log ρ_t| ≤ δ] on sampled tokens, L_masked above the penalty implies J(π) > J(μ)."""
     return x.improvement, 0
 
 
