@@ -9,7 +9,7 @@ import pytest
 
 from opdtheory import gradients, tabular
 from opdtheory.tabular import Policy, PolicyPair, Reward, TokenTree
-from tests.tolerance import FLOAT64, LOOSE64, TIGHT, close
+from tests.tolerance import FLOAT64, LOOSE64, close
 
 compiled = pytest.importorskip("opdtheory.tabular.compiled", exc_type=ImportError)
 
@@ -90,7 +90,7 @@ def test_spread_ratios():
     lazy, eager = (PolicyPair.from_flat(tree, mu, pi, np.ones_like(mu)) for _ in range(2))
     eager.precompute()
     for name in ("kl_seq", "reverse_kl_seq", "hellinger2_seq"):
-        assert np.all(np.abs(getattr(eager, name) / getattr(lazy, name) - 1) < TIGHT), name
+        assert np.all(np.abs(getattr(eager, name) / getattr(lazy, name) - 1) < FLOAT64), name
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -69,24 +69,23 @@ def log_ratio(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> n
     """log(q/p) where p > 0 (-inf where q = 0), 0 where p = 0; ``diff`` is q - p if known more accurately."""
     if p.dtype == object:
         return np.frompyfunc(lambda a, b: exact(0) if a == 0 else log(b / a), 2, 1)(p, q)
-    if diff is None:
-        diff = q - p
+    step = q - p
+    if diff is not None:
+        # far from p the given difference may have lost its digits, and the plain one is accurate
+        step = np.where(np.abs(step) < 0.5 * p, diff, step)
+    out = np.minimum(p, q)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        u = q / p
-        # log(1 + x) = log(u)·x/(u - 1) for the rounded u ≈ 1 + x: accurate near u = 1
-        correction = diff / p
-        away = u - 1
-        np.divide(correction, away, out=correction, where=away != 0)
-        # away from 1 the log of the quotient is accurate as it is, and ``diff`` may have lost its digits
-        np.copyto(correction, 1.0, where=~(np.abs(away) < 0.5))
-        near_one = away == 0
-        out = np.log(u, out=u)
-        out *= correction
-        if near_one.any():
-            np.copyto(out, correction, where=near_one)
-        if (p == 0).any():
-            out[p == 0] = 0.0
+        # ±log(larger/smaller), through their difference: accurate for every ratio
+        np.divide(np.abs(step), out, out=out)
+        np.log1p(out, out=out)
+    np.copysign(out, step, out=out)
+    if _touches_zero(p):
+        out[p == 0] = 0.0
     return out
+
+
+def _touches_zero(x: np.ndarray) -> bool:
+    return bool(x.size) and not x.min() > 0
 
 
 def tv(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -104,8 +103,9 @@ def chi2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
     if p.dtype == object:
         return np.frompyfunc(_ratio_exact, 2, 1)(p, diff * diff)
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = diff * diff / p
-    if (p == 0).any():
+        terms = diff / p
+        terms *= diff
+    if _touches_zero(p):
         terms = np.where(p > 0, terms, np.where(q > 0, np.inf, 0.0))
     return terms
 
@@ -119,10 +119,16 @@ def hellinger2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarr
     """(√p - √q)² elementwise, given ``diff`` = q - p; accurate where p ≈ q."""
     if p.dtype == object:
         return p + q - 2 * sqrt(p * q)
-    total = np.sqrt(p) + np.sqrt(q)
+    # (√p - √q)² = (q - p)²/(√p + √q)², the square written out: one root instead of two
+    total = p * q
+    np.sqrt(total, out=total)
+    total += total
+    total += p
+    total += q
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = (diff / total) ** 2
-    if (total == 0).any():
+        terms = diff / total
+        terms *= diff
+    if _touches_zero(total):
         terms[total == 0] = 0.0
     return terms
 
@@ -133,18 +139,21 @@ def kl_family(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         k3 = np.frompyfunc(lambda a, b: exact(0) if a == 0 else b - a + rel_entr(a, b), 2, 1)(p, q)
         return asum(rel_entr(p, q), 0), asum(rel_entr(q, p), 0), asum(k3, 0)
     diff = q - p
-    logs = log_ratio(p, q, diff)
+    logs = log_ratio(p, q)
     with np.errstate(invalid="ignore"):
-        forward = diff - p * logs
-        reverse = q * logs - diff
-    zero_p, zero_q = p == 0, q == 0
-    if zero_q.any():
-        np.copyto(reverse, p, where=zero_q)
+        forward = p * logs
+        np.subtract(diff, forward, out=forward)
+        reverse = logs
+        reverse *= q
+        reverse -= diff
+    if _touches_zero(q):
+        np.copyto(reverse, p, where=q == 0)
     outside: Any = 0.0
-    if zero_p.any():
-        np.copyto(forward, 0.0, where=zero_p)
-        np.copyto(reverse, np.where(q > 0, np.inf, 0.0), where=zero_p)
-        outside = np.where(zero_p, q, 0.0).sum(axis=0)
+    if _touches_zero(p):
+        zero = p == 0
+        np.copyto(forward, 0.0, where=zero)
+        np.copyto(reverse, np.where(q > 0, np.inf, 0.0), where=zero)
+        outside = np.where(zero, q, 0.0).sum(axis=0)
     k3 = forward.sum(axis=0)
     return k3 + outside, reverse.sum(axis=0), k3
 
