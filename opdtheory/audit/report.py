@@ -211,10 +211,15 @@ def _strict(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, int) for v in value)
+
+
 def _hide(value: Any, key: str = "") -> Any:
-    """Texts removed and file names replaced by short hashes of them."""
+    """Texts and token ids removed, names of files and sequences replaced by short hashes of them."""
     if isinstance(value, dict):
-        return {k: _hide(v, k) for k, v in value.items() if k != "text"}
+        shown = {k: v for k, v in value.items() if k not in ("text", "token") and not (k == "tokens" and _ids(v))}
+        return {k: _hide(v, k) for k, v in shown.items()}
     if isinstance(value, list):
         return [_hide(v, key) for v in value]
     if isinstance(value, str) and key in ("source", "place", "sequence", "where", "errors"):

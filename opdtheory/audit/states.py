@@ -114,6 +114,8 @@ class Series:
         """Quantile within 1 % relative (and 1e-12 absolute), clipped to the exact extremes."""
         if not self.count:
             return math.nan
+        if q <= 0 or q >= 1:
+            return self.least if q <= 0 else self.largest
         rank = q * (self.count - 1)
         index = int(np.searchsorted(np.cumsum(self.bins), rank, side="right"))
         return float(min(max(_centre(np.array([index]))[0], self.least), self.largest))
