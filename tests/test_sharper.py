@@ -351,3 +351,58 @@ def test_immediate_update_is_no_gradient_and_can_raise_the_sequence_kl() -> None
     cross = (update(step, start[1])[1] - update(-step, start[1])[1]) / (2 * step)
     other = (update(0.0, start[1] + step)[0] - update(0.0, start[1] - step)[0]) / (2 * step)
     assert other == 0 and cross > LOOSE64  # the Jacobian is not symmetric
+
+
+# ---------------------------------------------------------------------------------- exact constants
+
+
+def test_token_mixing_cannot_contract_below_a_quarter_at_one_half() -> None:
+    """C_α = (1−α)·α^{α/(1−α)} is 1/4 at α = 1/2; two and three steps reach 1/3 and less."""
+    rng = random.Random(11)
+    half = F(1, 2)
+
+    def ratio(teacher: Rows, student: Rows, horizon: int) -> F | None:
+        mixed = {c: [(a + b) / 2 for a, b in zip(teacher[c], student[c], strict=True)] for c in teacher}
+        before, after = Pair(2, horizon, teacher, student), Pair(2, horizon, teacher, mixed)
+        laws = [[x.law(y, which) for y in x.sequences] for x, which in ((before, 0), (before, 1), (after, 1))]
+        return tv(laws[2], laws[0]) / tv(laws[1], laws[0]) if laws[1] != laws[0] else None
+
+    for _ in range(200):
+        horizon = rng.choice([1, 2, 3])
+        found = ratio(*(random_policy(rng, 2, horizon, zeros=True) for _ in range(2)), horizon)
+        assert found is None or found >= F(1, 4)
+    # the student bets everything on a third of the teacher's mass, then leaves it
+    teacher = {(): [F(1, 3), F(2, 3)], (0,): [F(0), F(1)], (1,): [F(1), F(0)]}
+    student = {(): [F(1), F(0)], (0,): [F(1), F(0)], (1,): [F(1), F(0)]}
+    assert ratio(teacher, student, 2) == (1 - half) / (1 + half)
+
+
+@pytest.mark.parametrize("horizon", [2, 3, 4])
+def test_reverse_kl_of_responses_needs_exactly_one_step_fewer_than_the_horizon(horizon: int) -> None:
+    rng = random.Random(horizon)
+    for _ in range(40):
+        x = Pair(2, horizon, *(random_policy(rng, 2, horizon, zeros=True) for _ in range(2)))
+        laws = [[x.law(y, which) for y in x.sequences] for which in (1, 0)]
+        assert float(x.error_sup) <= (horizon - 1) * kl(*laws) + FLOAT64
+
+
+@pytest.mark.parametrize(("horizon", "chi2"), [(2, 0.5), (3, 0.05), (4, 0.003)])
+def test_balanced_ratios_attain_the_chi_square_supremum(horizon: int, chi2: float) -> None:
+    """Two ratios 1 + u, 1 − v with uv = χ² whose difference keeps E[N²] equal on both branches."""
+    paths = [(1.0, 1.0, 0.0)]  # probability, W, N
+    for left in range(horizon - 1, -1, -1):
+        growth = ((1 + chi2) ** left - 1) / chi2
+        following = []
+        for p, w, n in paths:
+            square = (w - 1) ** 2 + chi2 * growth * w * w
+            linear = 2 * n * (w - 1) + 2 * chi2 * w * (growth * w - left)
+            shift = -linear / square if square else 0.0
+            up = (shift + math.sqrt(shift**2 + 4 * chi2)) / 2
+            down = chi2 / up
+            assert 0 < down <= 1
+            following.append((p * down / (up + down), w * (1 + up), n + (w - 1) * up))
+            following.append((p * up / (up + down), w * (1 - down), n - (w - 1) * down))
+        paths = following
+    bound = math.sqrt((1 + chi2) ** horizon - 1 - horizon * chi2) / 2
+    assert close(sum(p * abs(n) for p, _, n in paths) / 2, bound, tol=LOOSE64)
+    assert close(sum(p * n for p, _, n in paths), 0)
