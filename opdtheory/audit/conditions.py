@@ -88,7 +88,7 @@ def _evaluate(node: ast.expr, names: Mapping[str, str], values: Mapping[str, flo
     if isinstance(node, ast.Name):
         if node.id == "inf":
             return math.inf
-        name = names[node.id]
+        name = names.get(node.id, node.id)
         value = values.get(name)
         if value is None:
             raise Undecided(f"{name} is not determined by this data")
