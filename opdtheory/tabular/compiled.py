@@ -56,9 +56,8 @@ def _from_bits(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _log_quotient(p, m, diff):  # type: ignore[no-untyped-def]
-    """log(p/m) with diff = p - m: e·log 2 + 2 atanh s, s from the difference if the ratio is near one."""
-    u = p / m
+def _log_quotient(u, p, m, diff):  # type: ignore[no-untyped-def]
+    """log u, u = p/m, diff = p - m: e·log 2 + 2 atanh s, s from the difference if the ratio is near one."""
     bits = _bits(u)
     # exponent such that the mantissa lies in [sqrt(1/2), sqrt(2))
     e = (bits - 0x3FE6A09E667F3BCD) >> 52
@@ -86,9 +85,13 @@ def _zero(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _logs(m, p, out):  # type: ignore[no-untyped-def]
+def _logs(m, p, out, relative):  # type: ignore[no-untyped-def]
+    """log(p/m) and (p - m)/m, with one division for both quotients."""
     for j in range(len(out)):
-        out[j] = _log_quotient(p[j], m[j], p[j] - m[j])
+        inverse = 1.0 / m[j]
+        diff = p[j] - m[j]
+        relative[j] = diff * inverse
+        out[j] = _log_quotient(p[j] * inverse, p[j], m[j], diff)
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -143,17 +146,17 @@ def _add_reverse_kl(m, p, log, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_chi2(m, p, out):  # type: ignore[no-untyped-def]
+def _add_chi2(m, p, relative, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
-        diff = p[j] - m[j]
-        out[j] += diff * diff / m[j]
+        out[j] += (p[j] - m[j]) * relative[j]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
 def _add_hellinger2(m, p, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
-        root = (p[j] - m[j]) / (np.sqrt(p[j]) + np.sqrt(m[j]))
-        out[j] += 0.5 * root * root
+        # (√p - √m)² = (p - m)²/(√p + √m)², with one root
+        diff = p[j] - m[j]
+        out[j] += 0.5 * diff * (diff / (p[j] + m[j] + 2.0 * np.sqrt(p[j] * m[j])))
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -209,8 +212,8 @@ def _add_root_gap(law, moved, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
         # rounding may leave a vanishing π(y) slightly below zero
         target = law[j] + moved[j]
-        root = moved[j] / (np.sqrt(law[j]) + np.sqrt(target if target > 0.0 else 0.0))
-        out[j] += 0.5 * root * root
+        target = target if target > 0.0 else 0.0
+        out[j] += 0.5 * moved[j] * (moved[j] / (law[j] + target + 2.0 * np.sqrt(law[j] * target)))
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -234,7 +237,8 @@ def _sweep(  # type: ignore[no-untyped-def]
     value, value_pi = np.zeros(contexts * unit), np.zeros(contexts * unit)
     g, variance = np.zeros(contexts * unit), np.zeros(contexts * unit)
     size = width * unit
-    logs, law, moved, rest = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    logs, relative = np.empty(size), np.empty(size)
+    law, moved, rest = np.empty(size), np.empty(size), np.empty(size)
     local = np.empty((5, size))
     wanted = gradient.shape[0] > 0
 
@@ -289,11 +293,11 @@ def _sweep(  # type: ignore[no-untyped-def]
                 _zero(local[i, :n])
             for a in range(actions):
                 m, p = mu[a, at:to], pi[a, at:to]
-                _logs(m, p, logs[:n])
+                _logs(m, p, logs[:n], relative[:n])
                 _add_tv(m, p, local[0, :n])
                 _add_kl(m, p, logs[:n], local[1, :n])
                 _add_reverse_kl(m, p, logs[:n], local[2, :n])
-                _add_chi2(m, p, local[3, :n])
+                _add_chi2(m, p, relative[:n], local[3, :n])
                 _add_hellinger2(m, p, local[4, :n])
                 if wanted:
                     if t < horizon - 1 and a < b:

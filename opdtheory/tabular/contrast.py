@@ -10,14 +10,15 @@ import numpy as np
 
 from opdtheory.elementary import absolute, amax, amin, asum, exact
 from opdtheory.tabular import flow, local
-from opdtheory.tabular.endings import AllEndings, blocks
+from opdtheory.tabular.endings import AllEndings, Endings, blocks
 from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.table import flat_to_context_levels, flat_to_levels
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["PolicyContrast"]
 
-_LARGE = 1 << 20  # numbers in a table from which sums over sequences are taken block by block
+_LARGE = 1 << 16  # numbers in a table from which sums over sequences are taken block by block
+_HUGE = 1 << 20  # numbers in a table from which blocks are made again for every sum instead of kept
 
 
 class PolicyContrast:
@@ -59,7 +60,12 @@ class PolicyContrast:
         """Sum over complete sequences of ``terms(e)``, ``e`` an ``Endings`` of all of them or of a block."""
         if self.is_exact or self._mu.size <= _LARGE:
             return self._sum(terms(AllEndings(self)))
-        return self._out(sum(terms(block).sum(axis=0) for block in blocks(self)))
+        found = self._blocks if self._mu.size <= _HUGE else blocks(self)
+        return self._out(sum(terms(block).sum(axis=0) for block in found))
+
+    @cached_property
+    def _blocks(self) -> list[Endings]:
+        return list(blocks(self))
 
     def _max(self, x: np.ndarray) -> Any:
         return self._out(amax(x, 0))

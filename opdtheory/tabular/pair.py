@@ -181,10 +181,10 @@ class PolicyPair(ResponseQuantities):
             here = tree.level_slice(t)
             inner = tree.branching if t < tree.horizon - 1 else 0
             ends = slice(inner, None)
-            out[ends, here] = self.reward.flat[ends, here]
+            np.subtract(self.reward.flat[ends, here], v[here], out=out[ends, here])
             if inner:
-                out[:inner, here] = v[tree.level_slice(t + 1)].reshape((inner, *v[here].shape))
-            out[:, here] -= v[here]
+                below = v[tree.level_slice(t + 1)].reshape((inner, *v[here].shape))
+                np.subtract(below, v[here], out=out[:inner, here])
             out[:, here] *= pi[:, here]
             out[:, here] *= d[here]
         return out
@@ -286,7 +286,7 @@ class PolicyPair(ResponseQuantities):
     def adv_max(self) -> Any:
         """max |A^μ(c, a)| over all contexts and actions."""
         q, v = self._q_v
-        return self._max(amax(absolute(q - v), 0))
+        return self._max(local.in_chunks(lambda q, v: amax(absolute(q - v), 0), 1, q, v[None])[0])
 
     @cached_property
     def adv_target_max(self) -> Any:
