@@ -257,15 +257,21 @@ def check_command(paths: Annotated[list[Path], typer.Argument(metavar="CERT.json
     raise typer.Exit(replay(paths))
 
 
+def mount() -> None:
+    """Attach the commands that live beside what they call."""
+    from opdtheory import cli_audit, cli_bounds, cli_figures, cli_run
+
+    for name, command in (
+        ("bounds", cli_bounds.bounds), ("plan", cli_bounds.plan), ("audit", cli_audit.audit), ("audit-diff", cli_audit.audit_diff),
+        ("run", cli_run.run), ("figures", cli_figures.figures),
+    ):  # fmt: skip
+        if name not in {c.name for c in app.registered_commands}:
+            app.command(name)(command)
+
+
 def main() -> None:
     """Entry point of the ``opdtheory`` command."""
-    from opdtheory import cli_audit, cli_bounds, cli_run
-
-    app.command("bounds")(cli_bounds.bounds)
-    app.command("plan")(cli_bounds.plan)
-    app.command("audit")(cli_audit.audit)
-    app.command("audit-diff")(cli_audit.audit_diff)
-    app.command("run")(cli_run.run)
+    mount()
     try:
         app()
     except KeyboardInterrupt:

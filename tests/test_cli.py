@@ -1,0 +1,97 @@
+"""The command line: what it prints, its exit codes, and one or two lines for bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+import opdtheory
+from opdtheory import cli
+from opdtheory.verification.engine import ROOT
+from opdtheory.verification.runner import load_record
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mounted():
+    cli.mount()
+
+
+def run(*words: str):
+    return runner.invoke(cli.app, list(words))
+
+
+def test_version():
+    assert opdtheory.__version__ in run("--version").output
+
+
+def test_list_shows_every_claim_and_filters():
+    rows = json.loads(run("list", "--json").output)
+    assert {row["id"] for row in rows} == {row["id"] for row in load_record()["claims"]}
+    assert {row["source"] for row in json.loads(run("list", "--source", "trm", "--json").output)} == {"trm"}
+
+
+def test_show_prints_the_counterexample():
+    done = run("show", "tropd.suppressed")
+    assert done.exit_code == 0
+    assert "refuted" in done.output and "certificate" in done.output
+
+
+def test_unknown_claim_suggests_the_nearest():
+    done = run("show", "trm.2.5.44")
+    assert done.exit_code == 2
+    assert "trm.2.5.4" in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_verify_writes_results_and_certificates(tmp_path):
+    done = run("verify", "tropd.gate", "tropd.suppressed", "--json", str(tmp_path / "r.json"), "--certificates", str(tmp_path / "c"),
+               "--html", str(tmp_path / "r.html"))  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert [c["status"] for c in document["claims"]] == ["survived", "refuted"]
+    assert (tmp_path / "c" / "tropd.suppressed.json").exists()
+    assert "tropd-suppressed" in (tmp_path / "r.html").read_text()
+
+
+def test_verify_check_notices_a_difference(tmp_path, monkeypatch):
+    assert run("verify", "tropd.gate", "--check", "--effort", "quick").exit_code == 0
+    changed = load_record()
+    next(c for c in changed["claims"] if c["id"] == "tropd.gate")["status"] = "refuted"
+    monkeypatch.setattr(cli.runner, "load_record", lambda: changed)
+    done = run("verify", "tropd.gate", "--check", "--effort", "quick")
+    assert done.exit_code == 1 and "tropd.gate" in done.stderr
+
+
+def test_search_scales_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("search", "dppo.b1", "--scale", "9/10", "--iterations", "40", "--json", str(tmp_path / "s.json"))
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["refuted"] and found["scale"] == "9/10"
+    assert run("check", found["certificate"]).exit_code == 1, "a scaled statement is not the catalogue's: check names the claim it differs from"
+    done = run("search", "tropd.gate", "--scale", "2")
+    assert done.exit_code == 2 and "tropd.gate" in done.stderr
+
+
+def test_check_refuses_a_tampered_certificate(tmp_path):
+    source = next((ROOT / "certificates").glob("tropd.*.json"))
+    assert run("check", str(source)).exit_code == 0
+    copy = tmp_path / source.name
+    shutil.copy(source, copy)
+    copy.write_text(copy.read_text().replace('"1/', '"2/', 1))
+    assert run("check", str(copy)).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("verify", "missing.py"), ("search", "dppo.eq23"), ("search", "dppo.b1", "--scale", "x"), ("check", "missing.json"), ("show", "nothing")],
+)
+def test_bad_input_is_exit_two_without_a_traceback(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output + done.stderr

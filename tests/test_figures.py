@@ -1,0 +1,51 @@
+"""Every figure can be drawn from what is committed, and has a caption and labelled axes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from opdtheory.report.figures import FIGURES, draw_all, tightness
+from opdtheory.verification.engine import ROOT
+from opdtheory.verification.runner import load_record
+
+DATA, RESULTS = ROOT / "figures" / "data", ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_axes_are_labelled_and_series_named(name):
+    target = Figure()
+    caption = FIGURES[name](json.loads((DATA / f"{name}.json").read_text()), target)
+    assert len(caption) > 60 and caption.endswith(".")
+    assert target.axes[0].get_ylabel()
+    for axes in target.axes:
+        assert axes.get_xlabel()
+        drawn = [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
+        assert drawn and all(len(set(map(float, line.get_xdata()))) > 1 for line in drawn)
+
+
+def test_the_tightness_figure_shows_every_ratio_of_the_record():
+    target = Figure()
+    caption = tightness(load_record(), target)
+    ratios = [c for c in load_record()["claims"] if isinstance(c["best_ratio"], float)]
+    assert str(len(ratios)) in caption and len(target.axes[0].patches) == len(ratios)
+
+
+def test_draw_all_writes_both_formats_with_captions(tmp_path):
+    images = draw_all(tmp_path, DATA, RESULTS)
+    stems = {p.stem for p in images}
+    assert {p.suffix for p in images} == {".svg", ".png"} and len(images) == 2 * len(stems)
+    captions = (tmp_path / "captions.md").read_text()
+    assert all(f"**{stem}.**" in captions for stem in stems)
+    again = tmp_path / "again"
+    draw_all(again, DATA, RESULTS)
+    assert (again / "error-scaling.svg").read_bytes() == (tmp_path / "error-scaling.svg").read_bytes(), "same data, same file"
+
+
+def test_committed_captions_belong_to_committed_images():
+    folder = ROOT / "figures"
+    captions = (folder / "captions.md").read_text()
+    for image in folder.glob("*.svg"):
+        assert f"**{image.stem}.**" in captions and image.with_suffix(".png").exists()
