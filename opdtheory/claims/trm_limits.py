@@ -119,7 +119,6 @@ def rare_context(level: Any) -> Space:
     assumption="the KL at the rare context is unbounded",
     unassumed={"space": rare_context(lambda m: 3)},
     latex=r"\nexists f:\ D_{\max}\le f(D_{\mathrm{seq}})",
-    corrected_by=("trm.2.5.6",),
     proof=f"{PROOFS}#rare-context",
     sketch="For every m and η the instance has D_max ≥ m and D ≤ η. With the printed D_max = 1 the constant "
     "f = 1 is a bound.",

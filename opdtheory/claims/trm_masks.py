@@ -126,7 +126,6 @@ def sampled_k3(x: Any) -> Any:
     relation=">=",
     signed=True,
     given=lambda x: [(2 * x.acceptance("log_ratio", x.threshold), ">", 1)],
-    corrected_by=("trm.k3",),
     latex=r"\max_t|\log\rho_t|\le\delta\implies D_{\max}\le\delta",
     sketch="A sampled ratio near one says nothing of the tokens that were not drawn, and masking changes no "
     "policy.",

@@ -133,7 +133,7 @@ def _visible(x: Any) -> list[tuple[Any, str, Any]]:
     relation=">=",
     signed=True,
     given=lambda x: [(x.max_ratio, ">", 100), *_visible(x)],
-    corrected_by=("ours.s1",),
+    corrected_by=("dppo.eq14",),
     latex=r"|\log\rho_k|\gg\delta\implies D_{\mathrm{KL}}(c_k)\text{ large}",
     sketch="A token that both policies find rare can have any ratio; its weight in KL(μ‖π) is μ(a)·log(μ/π).",
     note="“Large” is read as 1/20 of a nat for a ratio of one hundred. The slide's other point, that "
@@ -157,7 +157,7 @@ def large_ratio(x: Any) -> Any:
     relation=">=",
     signed=True,
     given=lambda x: [(x.max_ratio, ">", 100), (1, ">", 100 * x.min_ratio), *_visible(x)],
-    corrected_by=("trm.k3",),
+    corrected_by=("dppo.eq14",),
     latex=r"\rho\ll1\text{ and }\rho\gg1\implies D_{\mathrm{KL}}\text{ large}",
     sketch="Both may happen on tokens of small probability under either policy.",
     note="“Large” is read as 1/4 of a nat for one ratio above 100 and one below 1/100 at the same context.",
