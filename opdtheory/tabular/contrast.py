@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory.elementary import absolute, amax, amin, asum, exact
+from opdtheory.elementary import absolute, amax, amin, exact
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.endings import AllEndings, Endings, blocks
 from opdtheory.tabular.policy import Policy
@@ -54,7 +54,7 @@ class PolicyContrast:
         return x.reshape(self.batch_shape) if isinstance(x, np.ndarray) and self._mu.ndim > 2 else x
 
     def _sum(self, x: np.ndarray) -> Any:
-        return self._out(asum(x, 0)) if len(x) else self._out(self._zero)
+        return self._out(x.sum(axis=0)) if len(x) else self._out(self._zero)
 
     def _sequence_sum(self, terms: Callable[[Any], np.ndarray]) -> Any:
         """Sum over complete sequences of ``terms(e)``, ``e`` an ``Endings`` of all of them or of a block."""
@@ -68,10 +68,10 @@ class PolicyContrast:
         return list(blocks(self))
 
     def _max(self, x: np.ndarray) -> Any:
-        return self._out(amax(x, 0))
+        return self._out(amax(x, 0) if x.dtype == object else x.max(axis=0))
 
     def _min(self, x: np.ndarray) -> Any:
-        return self._out(amin(x, 0))
+        return self._out(amin(x, 0) if x.dtype == object else x.min(axis=0))
 
     @property
     def _zero(self) -> Any:

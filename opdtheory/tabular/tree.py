@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import flint
@@ -157,17 +158,26 @@ class TokenTree:
 
     def level_slice(self, t: int) -> slice:
         """Contexts of level ``t`` in the flat inner layout."""
-        return slice(self.offsets[t], self.offsets[t + 1])
+        return self._slices[t]
+
+    @cached_property
+    def _slices(self) -> tuple[slice, ...]:
+        return tuple(slice(a, b) for a, b in pairwise(self.offsets))
 
     def weights(self, exact_numbers: bool, batch_axes: int = 0) -> np.ndarray:
         """Prompt weights of shape ``(prompts, 1, ...)`` as float64 or as exact rationals."""
-        values = self.prompt_probs or [flint.fmpq(1, self.prompts)] * self.prompts
-        if exact_numbers:
-            out = np.empty(self.prompts, dtype=object)
-            out[:] = [exact(v) for v in values]
-        else:
-            out = np.array([_to_float(v) for v in values])
+        out = self._exact_weights if exact_numbers else self._float_weights
         return out.reshape((self.prompts,) + (1,) * batch_axes)
+
+    @cached_property
+    def _exact_weights(self) -> np.ndarray:
+        out = np.empty(self.prompts, dtype=object)
+        out[:] = [exact(v) for v in self.prompt_probs or [flint.fmpq(1, self.prompts)] * self.prompts]
+        return out
+
+    @cached_property
+    def _float_weights(self) -> np.ndarray:
+        return np.array([_to_float(v) for v in self._exact_weights])
 
     def context_label(self, t: int, c: int) -> tuple[int, tuple[int, ...]]:
         """(prompt, tokens) of context ``c`` of level ``t``."""
