@@ -189,7 +189,7 @@ def advantage_gap_centred(x: Any) -> Any:
     space=LAWS,
     sharpness="tight",
     hypotheses=(ANY_SUPPORT,),
-    proof=f"{PROOFS}#context-laws",
+    proof=f"{PROOFS}#pinsker",
     latex=r"D_{\mathrm{seq}}=\sum_tE_{d_t^\mu}\mathrm{KL}(c_t)\le T\delta",
     mutants=(
         Mutant(
@@ -233,7 +233,7 @@ def _pinsker_slope() -> Evidence:
     space=single_states(),
     sharpness="asymptotic",
     hypotheses=(ANY_SUPPORT,),
-    proof=f"{PROOFS}#context-laws",
+    proof=f"{PROOFS}#pinsker",
     latex=r"2\,\mathrm{TV}^2\le\min\{\mathrm{KL}(p\|q),\mathrm{KL}(q\|p)\}",
     lemmas=(_pinsker_slope,),
     mutants=(

@@ -19,10 +19,11 @@ _READING = (
     "guarantee too, and with room to spare."
 )
 _WHY = (
-    "The identity behind the bound needs all responses. L_masked drops what happens on the rejected ones, "
-    "which is where J is lost; the "
-    "sum over accepted responses is not a surrogate of any policy."
+    "The bound compares two policies; a set of accepted responses belongs to none. Σ_t ρ_t makes L_masked "
+    "contain T·E_μ[M·A], which is "
+    "positive when the mask rejects bad responses, whatever π does."
 )
+_WHY_CENTRED = "L_masked has no account of the rejected responses, where π may lose more than it wins on the accepted ones."
 
 
 def _promised(x: Any, mask: str) -> list[tuple[Any, str, Any]]:
@@ -67,7 +68,7 @@ def exact_kl(x: Any) -> Any:
     given=lambda x: _promised_centred(x, "kl"),
     corrected_by=("ours.s8", "ours.s1"),
     latex=_GUARANTEE,
-    sketch=_WHY,
+    sketch=_WHY_CENTRED,
     note="Not printed: the charitable reading in which L_masked vanishes at π = μ whatever the mask. It "
     "fails as well. " + _READING,
 )
