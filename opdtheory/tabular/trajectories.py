@@ -52,10 +52,11 @@ class Trajectories:
         return np.where(self.alive, values, 0.0)
 
 
-def sample_trajectories(policy: Policy, count: int, *, seed: Any = 0) -> Trajectories:
-    """Draw ``count`` independent sequences from every instance of ``policy``.
+def sample_trajectories(policy: Policy, count: int, *, seed: Any = 0, group: int = 1) -> Trajectories:
+    """Draw ``count`` sequences from every instance of ``policy``, each ``group`` in a row on one drawn prompt.
 
-    ``seed`` is what ``numpy.random.default_rng`` takes.  Raises ``ValueError`` unless ``count`` is positive.
+    ``seed`` is what ``numpy.random.default_rng`` takes.  Raises ``ValueError`` unless ``count`` is a positive
+    multiple of ``group``.
 
     >>> tree = TokenTree(vocab=2, horizon=3, eos=1)
     >>> drawn = sample_trajectories(Policy.deterministic(tree, [[0], [1], [0]]), 2)
@@ -64,12 +65,15 @@ def sample_trajectories(policy: Policy, count: int, *, seed: Any = 0) -> Traject
     """
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise ValueError(f"count = {count!r}: expected a positive integer")
+    if group < 1 or count % group:
+        raise ValueError(f"group = {group!r}: expected a divisor of count = {count}")
     tree, rng = policy.tree, np.random.default_rng(seed)
     probs = policy.as_float().flat.reshape(tree.vocab, tree.contexts_total, -1)
     instances = probs.shape[2]
     instance = np.arange(instances)[:, None]
     shape = (instances, int(count))
-    prompts = rng.choice(tree.prompts, size=shape, p=tree.weights(False))
+    prompts = rng.choice(tree.prompts, size=(instances, count // group), p=tree.weights(False))
+    prompts = np.repeat(prompts, group, axis=1)
     rank, running = prompts.copy(), np.ones(shape, dtype=bool)
     tokens = np.full((*shape, tree.horizon), -1, dtype=np.int64)
     pairs = np.zeros((*shape, tree.horizon), dtype=np.int64)
