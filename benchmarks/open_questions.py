@@ -50,7 +50,7 @@ def within(mu: np.ndarray, pi: np.ndarray, limit: float, divergence: Divergence)
 def largest_error(
     horizon: int, limit: float, divergence: Divergence, lanes: int = 192, rounds: int = 600, seed: int = 0
 ) -> float:
-    """Largest sup_R |Error| found over two-token pairs whose divergence is at most ``limit`` at every context."""
+    """Largest sup_R |Error| found over two-token pairs with divergence at most ``limit`` at every context."""
     rng = np.random.default_rng(seed)
     tree = TokenTree(vocab=2, horizon=horizon)
     shapes = [(2**t, 2) for t in range(horizon)] * 2
