@@ -1233,6 +1233,30 @@ def pair_centred_surrogate_variance(x: PolicyPair) -> Any:
     return variance_mu(x, lambda r, rho: (r - mean) * (sum(rho) - len(rho)))
 
 
+def extended_variance(x: PolicyPair, value: Callable[[list[Fraction]], Any]) -> Any:
+    """Var_μ of a function of the ratios, inf if its second moment is."""
+    second = x.mean_mu(lambda r, rho: value(rho) * value(rho))
+    if isinstance(second, Interval) and second.is_infinite:
+        return second
+    mean = x.mean_mu(lambda r, rho: value(rho))
+    return second - mean * mean
+
+
+@primitive("policy_pair")
+def pair_k3_sum_variance(x: PolicyPair) -> Any:
+    """Var_μ Σ_t k3(ρ_t)."""
+    return extended_variance(x, lambda rho: total(x.k3(ratio) for ratio in rho))
+
+
+@primitive("policy_pair")
+def pair_k3_term_variance(x: PolicyPair) -> Any:
+    """Σ_t Var_μ k3(ρ_t), a term of an ended response being 0."""
+    return total(
+        extended_variance(x, lambda rho, t=t: x.k3(rho[t]) if t < len(rho) else Fraction(0))
+        for t in range(x.horizon)
+    )
+
+
 @primitive("policy_pair")
 def pair_gap_sum_target(x: PolicyPair) -> Any:
     """Σ_t E_{d_t^π}[g_t]."""

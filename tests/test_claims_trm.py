@@ -203,6 +203,7 @@ FALSE = [
     "3.3.2",
     "3.4",
     "a2/both",
+    "k3/average",
     "a4/telescope",
     "a7",
     "4.2.1",

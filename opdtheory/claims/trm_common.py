@@ -74,12 +74,14 @@ def on_policy(sizes: tuple[Size, ...]) -> Space:
     )
 
 
-def memoryless(*pairs: tuple[int, int], extra: dict[str, Any] | None = None) -> Space:
+def memoryless(
+    *pairs: tuple[int, int], extra: dict[str, Any] | None = None, full_support: bool = False
+) -> Space:
     """Both policies draw every token from one law, whatever came before; named scalars on request."""
     named = extra or {}
 
     def blocks(vocab: int, **_: Any) -> dict[str, Any]:
-        return {"mu": Simplex((vocab,)), "pi": Simplex((vocab,)), **named}
+        return {"mu": Simplex((vocab,), not full_support), "pi": Simplex((vocab,), not full_support), **named}
 
     def build(values: Values, vocab: int, horizon: int, eos: int | None, prompts: int) -> PolicyPair:
         tree = TokenTree(vocab=vocab, horizon=horizon, eos=eos, prompts=prompts)

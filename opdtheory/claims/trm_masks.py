@@ -20,10 +20,9 @@ _READING = (
 )
 _WHY = (
     "The bound compares two policies; a set of accepted responses belongs to none. Σ_t ρ_t makes L_masked "
-    "contain T·E_μ[M·A], which is "
-    "positive when the mask rejects bad responses, whatever π does."
+    "contain T·E_μ[M·A], which is positive when the mask rejects bad responses, whatever π does."
 )
-_WHY_CENTRED = "L_masked has no account of the rejected responses, where π may lose more than it wins on the accepted ones."
+_WHY_CENTRED = "L_masked does not see the rejected responses, where π may lose more than it wins elsewhere."
 
 
 def _promised(x: Any, mask: str) -> list[tuple[Any, str, Any]]:

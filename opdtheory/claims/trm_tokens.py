@@ -292,6 +292,53 @@ def k3_nonnegative(x: Any) -> Any:
     return _k3(x.rho), 0
 
 
+@claim(
+    "trm.k3/average",
+    TRM,
+    "A.1, result",
+    "The average of k3 along a response converges",
+    space=policy_pairs(reward=None, full_support=True, sizes=MULTI_STEP),
+    latex=r"\frac1T\sum_tk_3(\rho_t)\to\frac{D_{\mathrm{seq}}}T",
+    corrected_by=("trm.k3-average",),
+    sketch="The tokens of one response are neither independent nor ergodic: a first token that decides "
+    "between agreement and disagreement "
+    "decides the average as well.",
+    note="Read as what the law of large numbers rests on, terms that are not positively correlated: the "
+    "variance of the sum is at most the sum of "
+    "the variances. The average over many responses does converge.",
+)
+def k3_average(x: Any) -> Any:
+    """Var_μ Σ_t k3(ρ_t) is at most Σ_t Var_μ k3(ρ_t), so that the average along a response tends to D/T."""
+    return x.k3_sum_variance, x.k3_term_variance
+
+
+@claim(
+    "trm.k3-average",
+    TRM,
+    "A.1, result",
+    "The average of k3 for independent tokens",
+    nature="ours",
+    relation="==",
+    sharpness="identity",
+    space=memoryless((2, 2), (3, 2), (2, 4), full_support=True),
+    hypotheses=("independent, identically distributed tokens",),
+    proof=f"{PROOFS}#sampled",
+    latex=r"\mathrm{Var}\sum_tk_3(\rho_t)=T\,\mathrm{Var}\,k_3(\rho)",
+    mutants=(
+        Mutant(
+            "past-matters",
+            "dies",
+            "with a past that matters the terms are correlated",
+            {"space": policy_pairs(reward=None, full_support=True, sizes=MULTI_STEP)},
+        ),
+    ),
+)
+def k3_average_independent(x: Any) -> Any:
+    """For independent tokens the variances of the k3(ρ_t) add up, and the average along a response has
+    variance of order 1/T."""
+    return x.k3_sum_variance, x.k3_term_variance
+
+
 # ------------------------------------------------------------ 3.4 the only solution?
 
 

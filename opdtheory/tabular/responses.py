@@ -164,6 +164,28 @@ class ResponseQuantities(PolicyContrast):
         mean = self._inner(self._sum(self._law_mu * weight))
         return self._sum(self._law_mu * (weight - mean) ** 2)
 
+    def _spread(self, second: Any, squared_mean: Any) -> Any:
+        """second − squared_mean, inf where the second moment is."""
+        if self.is_exact:
+            return second - squared_mean if flint.arb(second).is_finite() else second
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isinf(second), np.inf, second - squared_mean)[()]
+
+    @cached_property
+    def k3_sum_variance(self) -> Any:
+        """Var_μ Σ_t k3(ρ_t); inf where a ratio is 0."""
+        totals = self._total(self._k3)
+        mean = self._sum(local.weigh(self._law_mu, totals))
+        return self._spread(self._sum(local.weigh(self._law_mu, totals * totals)), mean * mean)
+
+    @cached_property
+    def k3_term_variance(self) -> Any:
+        """Σ_t Var_μ k3(ρ_t), a term of an ended response being 0; inf where a ratio is 0."""
+        square = asum(local.weigh(self._mu, self._k3 * self._k3), 0)
+        mean = asum(local.weigh(self._mu, self._k3), 0)
+        steps = range(self.tree.horizon)
+        return sum(self._spread(self._step(t, square), self._step(t, mean) ** 2) for t in steps)
+
     # ---- advantages along responses, context by context
 
     @cached_property
