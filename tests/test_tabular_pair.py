@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from opdtheory.elementary import exact
-from opdtheory.tabular import PolicyPair, TokenTree
+from opdtheory.tabular import Policy, PolicyPair, Reward, TokenTree
 from opdtheory.tabular.table import to_float
 from tests import twins
 from tests.tolerance import FLOAT64, close
@@ -26,6 +26,14 @@ def instance(seed: int):
     mu = twins.random_policy(rng, tree)
     pi = twins.random_target(rng, tree, mu)
     return tree, mu, pi, twins.random_terminal_reward(rng, tree)
+
+
+def three_tables(rng, slow):
+    return (
+        twins.random_policy(rng, slow),
+        twins.random_policy(rng, slow),
+        twins.random_terminal_reward(rng, slow),
+    )
 
 
 def floats(levels):
@@ -73,3 +81,26 @@ def test_float_batches_equal_enumeration(block):
                 found = value_of(pair, name)
                 found = found[i] if np.ndim(found) else found
                 assert close(found, float(expected), FLOAT64), (name, found, expected)
+
+
+@pytest.mark.parametrize("huge", [0, 1 << 40])
+def test_block_by_block_sums_equal_whole_ones(monkeypatch, huge):
+    """The way large trees are handled, on small ones: kept blocks and blocks made again for every sum."""
+    rng = random.Random(5)
+    for seed in range(12):
+        slow = twins.random_tree(rng, 40)
+        tree = fast_tree(slow)
+        batch = ((), (3,))[seed % 2]
+        mu, pi = (Policy.random(tree, seed=[seed, i], batch=batch, zeros=0.2 * (seed % 3)) for i in range(2))
+        reward = Reward.from_levels(tree, twins.random_terminal_reward(rng, slow)).as_float().broadcast(batch)
+        whole = PolicyPair(tree, mu, pi, reward)
+        names = list(twins.pair_quantities(slow, *three_tables(rng, slow)))
+        expected = {name: value_of(whole, name) for name in [*names, "flat_target_gradient"]}
+        with monkeypatch.context() as patch:
+            patch.setattr("opdtheory.tabular.contrast._LARGE", 0)
+            patch.setattr("opdtheory.tabular.contrast._HUGE", huge)
+            patch.setattr("opdtheory.tabular.local.CHUNK", 7)
+            blocks = PolicyPair(tree, mu, pi, reward)
+            assert blocks.is_large
+            for name, value in expected.items():
+                assert close(value_of(blocks, name), value, FLOAT64), (seed, name)

@@ -58,10 +58,15 @@ class PolicyContrast:
 
     def _sequence_sum(self, terms: Callable[[Any], np.ndarray]) -> Any:
         """Sum over complete sequences of ``terms(e)``, ``e`` an ``Endings`` of all of them or of a block."""
-        if self.is_exact or self._mu.size <= _LARGE:
+        if not self.is_large:
             return self._sum(terms(AllEndings(self)))
         found = self._blocks if self._mu.size <= _HUGE else blocks(self)
         return self._out(sum(terms(block).sum(axis=0) for block in found))
+
+    @property
+    def is_large(self) -> bool:
+        """True if arrays over all actions or sequences would leave the cache and are avoided."""
+        return not self.is_exact and self._mu.size > _LARGE
 
     @cached_property
     def _blocks(self) -> list[Endings]:

@@ -8,7 +8,7 @@ a divergence is inf where the first argument's mass is not covered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flint
@@ -49,6 +49,13 @@ def in_chunks(fn: Callable[..., Any], outputs: int, *tables: np.ndarray) -> tupl
         for whole, piece in zip(out, part if outputs > 1 else (part,), strict=True):
             whole[start : start + size] = piece
     return out
+
+
+def spans(contexts: slice, table: np.ndarray) -> Iterator[slice]:
+    """Cut a range of contexts so that a part of ``table`` over each stays in cache."""
+    size = max(1, CHUNK // max(1, table.size // max(1, table.shape[1])))
+    for start in range(contexts.start, contexts.stop, size):
+        yield slice(start, min(start + size, contexts.stop))
 
 
 def ratio(p: np.ndarray, q: np.ndarray) -> np.ndarray:

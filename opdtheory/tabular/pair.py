@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -150,6 +150,42 @@ class PolicyPair(ResponseQuantities):
         return flow.backward(self.tree, self._mu, self.reward.flat)
 
     @cached_property
+    def _v(self) -> np.ndarray:
+        if self.is_large:
+            return flow.values(self.tree, self._mu, self.reward.flat)
+        return self._q_v[1]
+
+    def _q_parts(self, v: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Contexts in parts that stay in cache, with Q there, put together in a buffer from the values."""
+        tree, reward = self.tree, self.reward.flat
+        buffer = np.empty(0, dtype=reward.dtype)
+        for t in range(tree.horizon):
+            here = tree.level_slice(t)
+            inner = tree.branching if t < tree.horizon - 1 else 0
+            below = v[tree.level_slice(t + 1)].reshape((inner, *v[here].shape)) if inner else None
+            for part in local.spans(here, reward):
+                if below is None:
+                    yield part, reward[:, part]
+                    continue
+                shape = reward[:, part].shape
+                count = int(np.prod(shape))
+                if len(buffer) < count:
+                    buffer = np.empty(count, dtype=reward.dtype)
+                q = buffer[:count].reshape(shape)
+                q[:inner] = below[:, part.start - here.start : part.stop - here.start]
+                q[inner:] = reward[inner:, part]
+                yield part, q
+
+    def _of_actions(self, fn: Callable[..., np.ndarray]) -> np.ndarray:
+        """``fn(mu, pi, q, v)`` of every context, (contexts[, batch]); Q of a large tree is never stored."""
+        if not self.is_large:
+            return fn(self._mu, self._pi, *self._q_v)
+        out = np.empty_like(self._v)
+        for part, q in self._q_parts(self._v):
+            out[part] = fn(self._mu[:, part], self._pi[:, part], q, self._v[part])
+        return out
+
+    @cached_property
     def _v_target(self) -> np.ndarray:
         return flow.values(self.tree, self._pi, self.reward.flat)
 
@@ -163,7 +199,7 @@ class PolicyPair(ResponseQuantities):
     def J_behavior(self) -> Any:
         """J(μ) = E_μ[R]."""
         weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
-        return self._sum(self._q_v[1][: self.tree.prompts] * weights)
+        return self._sum(self._v[: self.tree.prompts] * weights)
 
     @cached_property
     def J_target(self) -> Any:
@@ -175,18 +211,13 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def flat_target_gradient(self) -> np.ndarray:
         """∇J(π) with respect to the logits of π, d^π(c) π(a|c) A^π(c, a), in the inner layout."""
-        tree, pi, v, d = self.tree, self._pi, self._v_target, self.target.flat_occupancy
+        pi, v, d = self._pi, self._v_target, self.target.flat_occupancy
         out = np.empty_like(pi)
-        for t in range(tree.horizon):
-            here = tree.level_slice(t)
-            inner = tree.branching if t < tree.horizon - 1 else 0
-            ends = slice(inner, None)
-            np.subtract(self.reward.flat[ends, here], v[here], out=out[ends, here])
-            if inner:
-                below = v[tree.level_slice(t + 1)].reshape((inner, *v[here].shape))
-                np.subtract(below, v[here], out=out[:inner, here])
-            out[:, here] *= pi[:, here]
-            out[:, here] *= d[here]
+        for part, q in self._q_parts(v):
+            slope = out[:, part]
+            np.subtract(q, v[part], out=slope)
+            slope *= pi[:, part]
+            slope *= d[part]
         return out
 
     @cached_property
@@ -208,9 +239,7 @@ class PolicyPair(ResponseQuantities):
 
     @cached_property
     def _flat_g(self) -> np.ndarray:
-        return local.in_chunks(
-            lambda mu, pi, q: flow.contract(pi - mu, q), 1, self._mu, self._pi, self._q_v[0]
-        )[0]
+        return self._of_actions(lambda mu, pi, q, v: flow.contract(pi - mu, q))
 
     @cached_property
     def surrogate(self) -> Any:
@@ -265,11 +294,10 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def reward_sd(self) -> Any:
         """Standard deviation of R under μ, by the law of total variance (no cancellation)."""
-        q, v = self._q_v
-        roots = v[: self.tree.prompts]
+        roots = self._v[: self.tree.prompts]
         weights = self.tree.weights(self.is_exact, self.behavior.batch_axes)
         between = self._sum((roots - asum(roots * weights, 0)) ** 2 * weights)
-        within = local.in_chunks(lambda mu, q, v: flow.contract(mu, (q - v) ** 2), 1, self._mu, q, v[None])[0]
+        within = self._of_actions(lambda mu, pi, q, v: flow.contract(mu, (q - v) ** 2))
         return sqrt(between + self._sum(self._d * within))
 
     @cached_property
@@ -285,8 +313,7 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def adv_max(self) -> Any:
         """max |A^μ(c, a)| over all contexts and actions."""
-        q, v = self._q_v
-        return self._max(local.in_chunks(lambda q, v: amax(absolute(q - v), 0), 1, q, v[None])[0])
+        return self._max(self._of_actions(lambda mu, pi, q, v: amax(absolute(q - v), 0)))
 
     @cached_property
     def adv_target_max(self) -> Any:
@@ -296,8 +323,7 @@ class PolicyPair(ResponseQuantities):
     @cached_property
     def q_span_max(self) -> Any:
         """max_c (max_a Q^μ(c, a) - min_a Q^μ(c, a))."""
-        q = self._q_v[0]
-        return self._max(amax(q, 0) - amin(q, 0))
+        return self._max(self._of_actions(lambda mu, pi, q, v: amax(q, 0) - amin(q, 0)))
 
     def g_step(self, t: int) -> Any:
         """E_{d_t^μ}[g_t] at step ``t`` (0-based); the surrogate is the sum over steps."""
