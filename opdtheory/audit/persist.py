@@ -24,10 +24,6 @@ def encode(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: encode(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, np.ndarray):
-        if value.size and value.ndim == 1 and value.dtype == np.int64 and not value.all():
-            used = np.flatnonzero(value)
-            if 3 * len(used) < value.size:
-                return {"size": value.size, "at": used.tolist(), "counts": value[used].tolist()}
         data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
     if isinstance(value, dict):
@@ -48,10 +44,6 @@ def decode(kind: Any, value: Any) -> Any:
         hints = typing.get_type_hints(kind)
         return kind(**{f.name: decode(hints[f.name], value[f.name]) for f in fields(kind)})
     if kind is np.ndarray:
-        if "size" in value:
-            out = np.zeros(value["size"], np.int64)
-            out[value["at"]] = value["counts"]
-            return out
         raw = np.frombuffer(base64.b64decode(value["data"]), dtype=np.dtype(value["dtype"]))
         return raw.reshape(value["shape"]).copy()
     if origin in (list, tuple):

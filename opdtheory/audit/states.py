@@ -73,7 +73,8 @@ class Series:
     squares: Sum = field(default_factory=Sum)
     least: float = math.inf
     largest: float = -math.inf
-    bins: np.ndarray = field(default_factory=lambda: np.zeros(2 * _SIDE + 1, np.int64))
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def add(self, values: np.ndarray) -> None:
         """Add an array of values; NaN is refused, since it would hide in a sum."""
@@ -87,7 +88,8 @@ class Series:
             self.squares.add(values * values)
         self.least = min(self.least, float(values.min()))
         self.largest = max(self.largest, float(values.max()))
-        self.bins += np.bincount(_bin(values), minlength=2 * _SIDE + 1)
+        counts = np.bincount(_bin(values), minlength=2 * _SIDE + 1)
+        self._join(np.flatnonzero(counts), counts[counts > 0])
 
     def merge(self, other: Series) -> None:
         self.count += other.count
@@ -95,7 +97,14 @@ class Series:
         self.squares.merge(other.squares)
         self.least = min(self.least, other.least)
         self.largest = max(self.largest, other.largest)
-        self.bins = self.bins + other.bins
+        self._join(other.places, other.counts)
+
+    def _join(self, places: np.ndarray, counts: np.ndarray) -> None:
+        """Add counts of histogram bins; only bins that were hit are kept."""
+        self.places, where = np.unique(np.concatenate([self.places, places]), return_inverse=True)
+        total = np.zeros(len(self.places), np.int64)
+        np.add.at(total, where, np.concatenate([self.counts, counts]))
+        self.counts = total
 
     @property
     def mean(self) -> float:
@@ -117,15 +126,14 @@ class Series:
         if q <= 0 or q >= 1:
             return self.least if q <= 0 else self.largest
         rank = q * (self.count - 1)
-        index = int(np.searchsorted(np.cumsum(self.bins), rank, side="right"))
+        index = self.places[int(np.searchsorted(np.cumsum(self.counts), rank, side="right"))]
         return float(min(max(_centre(np.array([index]))[0], self.least), self.largest))
 
     def histogram(self, edges: np.ndarray) -> np.ndarray:
         """Counts between increasing edges, to the histogram's own resolution."""
-        used = np.flatnonzero(self.bins)
-        where = np.searchsorted(edges, _centre(used), side="right") - 1
+        where = np.searchsorted(edges, _centre(self.places), side="right") - 1
         out = np.zeros(len(edges) - 1, np.int64)
-        np.add.at(out, np.clip(where, 0, len(out) - 1), self.bins[used])
+        np.add.at(out, np.clip(where, 0, len(out) - 1), self.counts)
         return out
 
 
@@ -244,6 +252,8 @@ class Top:
 
     def floor(self) -> float:
         """Values at or below this need not be offered."""
+        if not self.limit:
+            return math.inf
         return self.entries[-1][0] if len(self.entries) >= self.limit else -math.inf
 
     def merge(self, other: Top) -> None:

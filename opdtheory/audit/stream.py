@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import joblib
@@ -19,6 +19,7 @@ from opdtheory.audit.persist import Store
 from opdtheory.audit.readers import Unit, read
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
+from opdtheory.audit.states import Top, Vocabulary
 
 ENGINES = ("local", "ray")
 MAX_ERRORS = 20
@@ -35,7 +36,9 @@ class Outcome:
 
     def take(self, unit: Unit, state: State, errors: list[str]) -> None:
         if unit.step is not None:
-            self.steps.setdefault(unit.step, State()).merge(state)
+            # the run-level view needs no tokens, only statistics
+            light = replace(state, vocabulary=Vocabulary(), texts={}, worst=Top(0), heat=Top(0))
+            self.steps.setdefault(unit.step, State(worst=Top(0), heat=Top(0))).merge(light)
         self.total.merge(state)
         self.errors += errors
         if unit.path not in self.sources:

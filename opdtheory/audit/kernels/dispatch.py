@@ -28,9 +28,12 @@ def pair_statistics(
     ``p_logits``, ``q_logits`` (N, V) float32 or float64; ``tokens`` (N,).  ``kl_pq`` is KL(p‖q), ``chi2_qp`` is
     χ²(q‖p) = E_p[(q/p)²] − 1, ``jsd`` has α = ½, ``topk_kl`` and ``topk_tv`` merge all but the ``topk`` most
     probable tokens of p and the drawn one into one bucket, ``topd_second_moment`` is E_p[log²(α q/p + 1 − α)].
-    −inf logits are exact zeros; a row with NaN, +inf or nothing but −inf gives NaN throughout.
+    Torch tensors are accepted too; on a GPU the Triton kernel takes them where Triton is installed.  −inf logits
+    are exact zeros; a row with NaN, +inf or nothing but −inf gives NaN throughout.
     """
-    p, q = np.asarray(p_logits), np.asarray(q_logits)
+    if backend in (None, "triton") and _on_gpu(p_logits, backend):
+        return _triton(p_logits, q_logits, tokens, topk, alpha)
+    p, q, tokens = _host(p_logits), _host(q_logits), _host(tokens)
     if p.ndim != 2 or p.shape != q.shape:
         raise ValueError(f"logits: got shapes {p.shape} and {q.shape}, expected two equal (N, V)")
     drawn = np.asarray(tokens, dtype=np.int64)
@@ -47,3 +50,31 @@ def pair_statistics(
     if choice != "numpy":
         raise ValueError(f"backend: got {choice!r}, expected one of {', '.join(available())}")
     return numpy_rows.pair_statistics(p, q, drawn, min(topk, p.shape[1]), alpha)
+
+
+def _host(x: Any) -> np.ndarray:
+    """A numpy array of anything; bfloat16 tensors become float32, exactly."""
+    if hasattr(x, "detach"):
+        x = x.detach()
+        x = (x.float() if x.is_floating_point() and x.element_size() < 4 else x).cpu().numpy()
+    return np.asarray(x)
+
+
+def _on_gpu(logits: Any, backend: str | None) -> bool:
+    installed = importlib.util.find_spec("triton") is not None
+    if backend == "triton" and not installed:
+        raise ValueError("backend: got 'triton', but Triton is not installed")
+    return backend == "triton" or (installed and hasattr(logits, "detach") and logits.device.type == "cuda")
+
+
+def _triton(p_logits: Any, q_logits: Any, tokens: Any, topk: int, alpha: float) -> dict[str, np.ndarray]:
+    import torch
+
+    from opdtheory.audit.kernels import triton_rows
+
+    p, q = torch.as_tensor(p_logits), torch.as_tensor(q_logits)
+    drawn = torch.as_tensor(tokens, device=p.device)
+    if p.ndim != 2 or p.shape != q.shape or drawn.shape != p.shape[:1]:
+        raise ValueError(f"logits: got shapes {tuple(p.shape)}, {tuple(q.shape)} and tokens {tuple(drawn.shape)}")
+    found = triton_rows.pair_statistics(p.contiguous(), q.contiguous(), drawn, topk, alpha)
+    return {name: found[name].cpu().numpy() for name in STATISTICS}
