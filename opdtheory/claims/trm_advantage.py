@@ -264,8 +264,8 @@ def pinsker(x: Any) -> Any:
     latex=r"\max_c\mathrm{KL}(c)=\max_{c\text{ visited}}\mathrm{KL}(c)",
     sketch="The maximum runs over about V^T contexts; stored logits cover those that were generated.",
     note="“Exactly computable from stored logits” is true context by context and not of the maximum over "
-    "all contexts that the bounds contain. "
-    "Even contexts that μ can visit, here counted as visited, are seen only in part by a sample.",
+    "all contexts that the bounds contain. Even contexts that μ can visit, here counted as visited, are "
+    "seen only in part by a sample.",
 )
 def visited_maximum(x: Any) -> Any:
     """The largest KL(μ‖π) of any context is at most the largest at the contexts that μ visits."""

@@ -330,8 +330,7 @@ _THREE_STEPS = policy_pairs(reward=None, full_support=True).with_sizes(*sized((2
     corrected_by=("ours.s6",),
     latex=r"\mathrm{TV}(d_t^\mu,d_t^\pi)\le\sqrt{\tfrac12\textstyle\sum_sE_{d_s^\pi}\mathrm{KL}(\pi\|\mu)(c_s)}",
     sketch="The chain for KL(π‖μ) runs over contexts of π. With the source's D, contexts of μ, the marginal "
-    "step fails; the conclusion of the mixed bound survives "
-    "(ours.s6).",
+    "step fails; the conclusion of the mixed bound survives (ours.s6).",
     mutants=(
         Mutant(
             "forward-contexts",
@@ -385,8 +384,7 @@ def _steps(x: Any) -> list[Any]:
     corrected_by=("trm.adaptive-centred", "ours.s3"),
     latex=r"|\mathrm{Error}|\le4\sum_tE_{d_t^\mu}[\mathrm{TV}(c_t)]\min\{1,(T-t)\varepsilon,\sqrt{(T-t)\delta/2}\}",
     note="From later versions of the source (arXiv 2512.23075, v2 to v5), known here second-hand. They "
-    "still say that every bound needs a maximum over contexts; "
-    "ours.s1 and ours.s3 need none.",
+    "still say that every bound needs a maximum over contexts; ours.s1 and ours.s3 need none.",
     mutants=(
         _wider_rewards(3),
         Mutant(

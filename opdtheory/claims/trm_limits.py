@@ -52,9 +52,8 @@ _FREE_INTERIOR = policy_pairs(full_support=True)
     sketch="ours.s1 is such a bound, with f(D) = D. A rare context may have a large KL; for the same reason "
     "it contributes little to the error.",
     note="A statement of non-existence is refuted by the theorem ours.s1. The certificate refutes the "
-    "instances offered for it: the rare-context pairs "
-    "of A.8 do not violate even the simplest candidate, f(D) = D, for the worst reward in [0, 1]. The table "
-    "on the same slide is trm.2.5.7.",
+    "instances offered for it: the rare-context pairs of A.8 do not violate even the simplest candidate, "
+    "f(D) = D, for the worst reward in [0, 1]. The table on the same slide is trm.2.5.7.",
 )
 def no_sequence_bound(x: Any) -> Any:
     """Where some context has KL(μ‖π) above 1 while D < 1/5, an error that matters (over 1/100 for the worst
@@ -151,8 +150,7 @@ def rare(x: Any) -> Any:
     sketch="Affinities multiply along a response, so Hellinger distances grow like √t as well, and stay "
     "finite where KL does not.",
     note="Read as: whatever else is known of the token laws, a bound that does not use KL is no better than "
-    "the linear one or the trivial one, "
-    "except where the KL bound is better still.",
+    "the linear one or the trivial one, except where the KL bound is better still.",
 )
 def needs_kl(x: Any) -> Any:
     """The Hellinger bound √(1 − (1−h)^{2(T−1)}) on the TV of context laws is never below the smallest of 1,

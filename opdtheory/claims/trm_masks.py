@@ -15,8 +15,7 @@ _MASKED = with_threshold(policy_pairs(full_support=True, sizes=_SIZES), low=1e-3
 _GUARANTEE = r"L_{\mathrm{masked}}-\tfrac43T^{3/2}\delta>0\implies J(\pi)>J(\mu)"
 _READING = (
     "The penalty in the condition is (4/3)T^{3/2}δ alone, at least the printed minimum: every instance here "
-    "is one of the printed "
-    "guarantee too, and with room to spare."
+    "is one of the printed guarantee too, and with room to spare."
 )
 _WHY = (
     "The bound compares two policies; a set of accepted responses belongs to none. Σ_t ρ_t makes L_masked "
@@ -150,8 +149,7 @@ def accepted_divergence(x: Any) -> Any:
     sketch="Rejecting the responses that go wrong leaves the gradient of those that go right: it can point "
     "downhill while ∇L points uphill.",
     note="“Valid” is read as not opposed to ∇J, and only where the unmasked surrogate gradient makes "
-    "progress. Both gradients are over the logits of π, "
-    "the mask held fixed.",
+    "progress. Both gradients are over the logits of π, the mask held fixed.",
 )
 def gradient(x: Any) -> Any:
     """Where ⟨∇L, ∇J⟩ > 1/100 without a mask, the mask by exact divergences keeps ⟨∇L_masked, ∇J⟩ ≥ 0."""

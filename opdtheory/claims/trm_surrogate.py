@@ -116,8 +116,8 @@ def reference_value(x: Any) -> Any:
     latex=r"L(\mu)=\mathrm{Cov}_\mu(R,|y|)+(E_\mu R-b)\,E_\mu|y|",
     lemmas=(lambda: random_points(reference_length, *sized((2, 2), (2, 3), eos=True), degree=8),),
     note="Written with the baseline b = E_μ R; another baseline adds (E_μ R − b)·E_μ|y|. Rewarding long "
-    "correct responses biases L "
-    "upwards, whatever the policy; Σ_t(ρ_t − 1) in place of Σ_t ρ_t removes the term.",
+    "correct responses biases L upwards, whatever the policy; Σ_t(ρ_t − 1) in place of Σ_t ρ_t removes the "
+    "term.",
     mutants=(
         Mutant(
             "length-ignored",

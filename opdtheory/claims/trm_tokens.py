@@ -137,10 +137,8 @@ def _visible(x: Any) -> list[tuple[Any, str, Any]]:
     latex=r"|\log\rho_k|\gg\delta\implies D_{\mathrm{KL}}(c_k)\text{ large}",
     sketch="A token that both policies find rare can have any ratio; its weight in KL(μ‖π) is μ(a)·log(μ/π).",
     note="“Large” is read as 1/20 of a nat for a ratio of one hundred. The slide's other point, that "
-    "masking a token leaves the largest KL "
-    "of the policies as it was, is right and applies to masking whole responses too: the divergence of two "
-    "policies is no function of which "
-    "samples one keeps.",
+    "masking a token leaves the largest KL of the policies as it was, is right and applies to masking whole "
+    "responses too: the divergence of two policies is no function of which samples one keeps.",
 )
 def large_ratio(x: Any) -> Any:
     """Where some token has ρ above 100, KL(μ‖π) at that context is at least 1/20; all tokens
@@ -301,11 +299,9 @@ def k3_nonnegative(x: Any) -> Any:
     latex=r"\frac1T\sum_tk_3(\rho_t)\to\frac{D_{\mathrm{seq}}}T",
     corrected_by=("trm.k3-average",),
     sketch="The tokens of one response are neither independent nor ergodic: a first token that decides "
-    "between agreement and disagreement "
-    "decides the average as well.",
+    "between agreement and disagreement decides the average as well.",
     note="Read as what the law of large numbers rests on, terms that are not positively correlated: the "
-    "variance of the sum is at most the sum of "
-    "the variances. The average over many responses does converge.",
+    "variance of the sum is at most the sum of the variances. The average over many responses does converge.",
 )
 def k3_average(x: Any) -> Any:
     """Var_μ Σ_t k3(ρ_t) is at most Σ_t Var_μ k3(ρ_t), so that the average along a response tends to D/T."""
@@ -356,9 +352,8 @@ def k3_average_independent(x: Any) -> Any:
     sketch="Cutting each token's log ratio from above is a token-level operation, rejects nothing, and its "
     "mean is a lower bound on the improvement.",
     note="Read as: where a token can exceed the trust region (ρ > 10), the guarantees that keep every "
-    "response promise nothing. The certificate "
-    "is a pair of policies with such a token and a promised improvement of the kind of trm.3.4-token, which "
-    "is a theorem.",
+    "response promise nothing. The certificate is a pair of policies with such a token and a promised "
+    "improvement of the kind of trm.3.4-token, which is a theorem.",
 )
 def only_solution(x: Any) -> Any:
     """Where μ can sample a token with ρ above 10, the lower bound E_μ[R Σ_t min(log ρ_t, 1)], which keeps

@@ -113,8 +113,7 @@ def visited_difference(x: Any) -> Any:
     sketch="With independent tokens the variance is (1 + χ²)^T − 1 exactly; at χ² = 2·10⁻⁴ it is 0.22 at T "
     "= 1000 and 1.27 at 4096.",
     note="“Useless” is read as a standard deviation at least as large as the mean, which is one, for "
-    "independent tokens whose "
-    "divergence KL(μ‖π) is at least the 10⁻⁴ of the source's own examples.",
+    "independent tokens whose divergence KL(μ‖π) is at least the 10⁻⁴ of the source's own examples.",
 )
 def weight_useless(x: Any) -> Any:
     """For a thousand independent tokens with token divergence above 10⁻⁴ the importance weight of a response
@@ -225,8 +224,7 @@ def weight_bound(x: Any) -> Any:
     latex=r"\mathrm{Var}\Bigl(A\sum_t\rho_t\Bigr)=O(T)",
     sketch="At π = μ every term is A itself: the terms are fully correlated and the variance is T²·Var(A).",
     note="Order T is read as what it would follow from, terms that do not add up coherently: the variance "
-    "of the sum is at most "
-    "the sum of the T variances.",
+    "of the sum is at most the sum of the T variances.",
 )
 def surrogate_variance(x: Any) -> Any:
     """The variance of A·Σ_t ρ_t, A = R − E_μ R, is at most the sum of the variances of its T terms A·ρ_t;
