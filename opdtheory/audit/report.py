@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from opdtheory.audit import certify, compat, conclusions, findings, texts
+from opdtheory.audit import certify, compat, conclusions, estimators, findings, texts
 from opdtheory.audit.metrics import Metric, metrics
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
@@ -78,6 +78,7 @@ class Report:
             "not_computable": self.bounds["not_computable"],
             "certificates": self.certificates,
             "shortcuts": self.shortcuts,
+            "estimators": estimators.estimator_audit(),
             "carriers": self.carriers(),
             "profile": self.profile(),
             "heat": self.heat(),
