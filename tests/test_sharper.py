@@ -106,7 +106,7 @@ def test_error_is_bounded_by_kl_tv_and_hellinger(x: Pair) -> None:
     assert error <= x.average(kl) + slack  # s1
     assert x.error_sup <= x.average(tv)  # s3, exact
     assert error <= 21 / 2 * x.average(hellinger2) + slack  # s9 (c)
-    assert error <= 9 / 2 * x.average(lambda p, q: kl(q, p)) + slack  # s9 (d)
+    assert error <= 7 / 2 * x.average(lambda p, q: kl(q, p)) + slack  # s9 (d)
     sequences = [[x.law(y, which) for y in x.sequences] for which in (0, 1)]
     distance = hellinger2(*sequences)
     assert distance <= 4 * x.average(hellinger2) + slack  # s9 (b)

@@ -49,8 +49,8 @@ def hellinger_tokens(hellinger2_sum: Any, *, span: Any = 1) -> Any:
     sharpness="loose",
 )
 def reverse_kl_tokens(reverse_kl_sum: Any, *, span: Any = 1) -> Any:
-    """(9/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): order T at a fixed reverse KL a token."""
-    return scaled(9 * reverse_kl_sum / 2, span)
+    """(7/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): order T at a fixed reverse KL a token."""
+    return scaled(7 * reverse_kl_sum / 2, span)
 
 
 @bound(

@@ -9,6 +9,7 @@ from opdtheory.claims.sharper import ANY_SUPPORT, DOC, UNIT, WORST
 from opdtheory.claims.sharper_steps import (
     CASES,
     MIDPOINT,
+    REVERSE_CASES,
     leak,
     offer,
     plain_sizes,
@@ -139,9 +140,9 @@ def hellinger_tokens(x: Any) -> Any:
     sharpness="loose",
     hypotheses=(UNIT, "finite only if supp π ⊆ supp μ on visited contexts"),
     proof=f"{DOC}#ours-s9",
-    lemmas=(reverse_midpoint, reverse_hellinger),
+    lemmas=(reverse_midpoint, reverse_hellinger, *REVERSE_CASES),
     depends_on=("ours.s9", "ours.s9/chain"),
-    latex=r"|J(\pi)-J(\mu)-L|\le\tfrac92\sum_tE_{d_t^\mu}\mathrm{KL}(\pi\|\mu)(c_t)",
+    latex=r"|J(\pi)-J(\mu)-L|\le\tfrac72\sum_tE_{d_t^\mu}\mathrm{KL}(\pi\|\mu)(c_t)",
     note=(
         "At a fixed largest reverse KL δ′ the error is Θ(Tδ′): the T^{3/2} of Pinsker-type arguments is "
         "not real."
@@ -153,7 +154,7 @@ def hellinger_tokens(x: Any) -> Any:
             "KL(π‖μ) of responses does not see what only μ visits; no constant helps",
             {
                 "space": SIX_STEPS,
-                "sides": lambda x: (absolute(x.error), 9 * x.reverse_kl_seq / 2),
+                "sides": lambda x: (absolute(x.error), 7 * x.reverse_kl_seq / 2),
                 "structured": offer(split_then_part("1/10")),
             },
         ),
@@ -166,6 +167,39 @@ def hellinger_tokens(x: Any) -> Any:
     ),
 )
 def reverse(x: Any) -> Any:
-    """|J(π) − J(μ) − L| ≤ (9/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): the reverse divergence on contexts that μ
+    """|J(π) − J(μ) − L| ≤ (7/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): the reverse divergence on contexts that μ
     visits also bounds the error without the horizon, with a constant that cannot be 1."""
     return absolute(x.error), bounds.reverse_kl_tokens(x.reverse_kl_sum)
+
+
+@claim(
+    "ours.s9/chain-reverse",
+    OURS,
+    "s9",
+    "Hellinger distance of responses from token reverse KL",
+    space=policy_pairs(reward=None, absolutely_continuous=True),
+    nature="ours",
+    sharpness="loose",
+    hypotheses=("supp π ⊆ supp μ on visited contexts (else infinite)",),
+    proof=f"{DOC}#ours-s9",
+    lemmas=(reverse_hellinger, *REVERSE_CASES),
+    latex=r"H^2(\mu,\pi)\le\tfrac32\sum_tE_{d_t^\mu}\mathrm{KL}(\pi\|\mu)(c_t)",
+    sketch="The supersolution −y, −3/2 + 1/(2y²) for √W: contexts of μ, divergence reversed.",
+    mutants=(
+        Mutant(
+            "half-as-for-products",
+            "dies",
+            "the constant ½ of product laws fails when the steps depend on the past",
+            {"sides": lambda x: (x.hellinger2_seq, x.reverse_kl_sum / 2)},
+        ),
+        Mutant(
+            "mean-over-steps",
+            "dies",
+            "a mean over steps is not their sum",
+            {"sides": lambda x: (x.hellinger2_seq, x.reverse_kl_sum / x.horizon)},
+        ),
+    ),
+)
+def hellinger_chain_reverse(x: Any) -> Any:
+    """H²(μ, π) ≤ (3/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t)."""
+    return x.hellinger2_seq, 3 * x.reverse_kl_sum / 2

@@ -218,3 +218,56 @@ CASES = (
     lemma("2y² + y ≤ 4 on [0, 1]", lambda y: 4 - y - 2 * y * y, [(0, 1)]),
     lemma("y² − 6y + 3 ≤ 0 on [1, 4]", lambda y: 6 * y - 3 - y * y, [(1, 4)]),
 )
+
+
+def _reverse_cases() -> Evidence:
+    """The four cases of the supersolution u(y) = −y (y ≤ 1), −3/2 + 1/(2y²) (y ≥ 1): rational identities."""
+    y, r, phi = sp.symbols("y r phi", positive=True)
+
+    def low(z: Any) -> Any:
+        return -z
+
+    def high(z: Any) -> Any:
+        return -sp.Rational(3, 2) + 1 / (2 * z**2)
+
+    def gap(here: Any, there: Any) -> Any:
+        """Right side minus left side, λ = y u′(y)/2; φ stands for φ(r²)."""
+        return here(y) + 3 * phi / 2 + y * sp.diff(here(y), y) / 2 * (r**2 - 1) - there(y * r)
+
+    w = y * r
+    identities = [
+        gap(low, low) - (3 * phi / 2 - y * (1 - r) ** 2 / 2),
+        gap(low, high) - (3 * phi / 2 - y * (r - 1) ** 2 / 2 - (w - 1) ** 2 * (2 * w + 1) / (2 * w**2)),
+        gap(high, high) - (3 * phi / 2 - (r - 1) ** 2 * (r + 1) ** 2 / (2 * y**2 * r**2)),
+        gap(high, low) - (3 * (phi - 1) / 2 + (1 - r**2 / 2) / y**2 + y * r),
+    ]
+    ok = all(sp.cancel(sp.together(e)) == 0 for e in identities)
+    return Evidence("lemma", ok, "reverse-KL supersolution: four cases symbolic")
+
+
+def _reverse_orders() -> Evidence:
+    """φ(r²) ≥ 2(r−1)² (r ≥ 1) and φ(ρ) ≥ (1−ρ)²/2 (ρ ≤ 1), by derivatives; where ρ²(1−log ρ)³ increases."""
+    r = sp.symbols("r", positive=True)
+    phi = r * sp.log(r) - r + 1
+    square = 2 * r**2 * sp.log(r) - r**2 + 1
+    checks = [
+        sp.diff(square - 2 * (r - 1) ** 2, r) - 4 * r * (sp.log(r) + 1 / r - 1),
+        sp.diff(phi - (1 - r) ** 2 / 2, r) - (sp.log(r) - r + 1),
+        sp.diff(r**2 * (1 - sp.log(r)) ** 3, r) - r * (1 - sp.log(r)) ** 2 * (2 * (1 - sp.log(r)) - 3),
+    ]
+    flat = [square.subs(r, 1), phi.subs(r, 1)]
+    ok = all(sp.simplify(e) == 0 for e in checks) and flat == [0, 0]
+    return Evidence("lemma", ok, "φ(r²) ≥ 2(r−1)² (r ≥ 1), φ(ρ) ≥ (1−ρ)²/2 (ρ ≤ 1): derivatives k3-signed")
+
+
+def _last_case(rho: Any) -> Any:
+    """2 − ρ − ρ²(1 − log ρ)³."""
+    rest = 1 - log(rho)
+    return 2 - rho - rho * rho * rest * rest * rest
+
+
+REVERSE_CASES = (
+    _reverse_cases,
+    _reverse_orders,
+    lemma("ρ²(1−log ρ)³ ≤ 2 − ρ on [1/2, 1]", _last_case, [("1/2", 1)], zeros=[1]),
+)
