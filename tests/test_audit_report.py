@@ -81,6 +81,24 @@ def test_exact_metrics_are_the_definitions(tabular, report):
     assert close(report.metrics["seq_sum_k3/mean"].value, divergences.k3(r / p).sum(-1).mean(), FLOAT64)
 
 
+def test_advantage_forms_are_those_of_the_advantages_module(tabular, report):
+    from opdtheory import advantages
+
+    mu, q = (np.log(probabilities(tabular[n])) for n in ("rollout_logits", "teacher_logits"))
+    at = tabular["tokens"][..., None]
+    reward = (np.take_along_axis(q, at, -1) - np.take_along_axis(mu, at, -1))[..., 0]
+    kl = divergences.kl(np.exp(mu), np.exp(q))
+    expected = {
+        "opd_advantage_total": advantages.log_ratio_total(reward), "opd_advantage_to_go": advantages.log_ratio_to_go(reward),
+        "opd_advantage_lambda": advantages.lambda_return(reward, 0.9),
+        "opd_advantage_expected_to_go": advantages.expected_to_go(reward, kl),
+        "topd_return": advantages.topd_return(np.log(0.1 * np.exp(reward) + 0.9)),
+    }  # fmt: skip
+    for name, values in expected.items():
+        assert close(report.metrics[f"{name}/mean"].value, values.mean(), FLOAT32), name
+        assert close(report.metrics[f"{name}/std"].value, values.std(ddof=1), FLOAT32), name
+
+
 def test_labels_say_what_each_number_is(report):
     kinds = {name: (m.kind, m.over) for name, m in report.metrics.items()}
     assert kinds["kl_rollout_train/mean"] == ("exact", "visited contexts")

@@ -100,6 +100,8 @@ def _token_metrics(state: State, name: str, confidence: float) -> dict[str, Metr
         f"{name}/max": Metric(series.largest, "exact" if kind == "estimate" else kind, over),
         f"{name}/min": Metric(series.least, "exact" if kind == "estimate" else kind, over),
     }
+    if "advantage" in name or name in ("topd_return", "opd_reward", "topd_reward"):
+        out[f"{name}/std"] = Metric(math.sqrt(series.variance(1)), "estimate", over)
     return out | {f"{name}/{q}": Metric(series.quantile(x), "exact" if kind == "estimate" else kind, over) for q, x in QUANTILES.items()}
 
 

@@ -95,6 +95,7 @@ class State:
             self.add_tokens(compat.token_series(drawn, settings.compat))
         if teacher is not None:
             tokens |= sampled.teacher_statistics(teacher, settings.alpha)
+            tokens |= sampled.advantage_forms(batch, teacher, settings.alpha, exact.get("kl_student_teacher"))
         if batch.rewards is not None:
             seen = ~np.isnan(batch.rewards)
             self.add_sequences({"reward": batch.rewards[seen]})
