@@ -65,8 +65,7 @@ def _log_quotient(u, p, m, diff):  # type: ignore[no-untyped-def]
     near = e == 0
     s = (diff if near else z - 1.0) / ((p + m) if near else z + 1.0)
     w = s * s
-    series = 1.0 / 21.0
-    series = series * w + 1.0 / 19.0
+    series = 1.0 / 19.0
     series = series * w + 1.0 / 17.0
     series = series * w + 1.0 / 15.0
     series = series * w + 1.0 / 13.0
@@ -85,39 +84,9 @@ def _zero(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _logs(m, p, out, relative):  # type: ignore[no-untyped-def]
-    """log(p/m) and (p - m)/m, with one division for both quotients."""
-    for j in range(len(out)):
-        inverse = 1.0 / m[j]
-        diff = p[j] - m[j]
-        relative[j] = diff * inverse
-        out[j] = _log_quotient(p[j] * inverse, p[j], m[j], diff)
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
 def _add_product(x, y, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
         out[j] += x[j] * y[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_shifted_product(m, p, y, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += (p[j] - m[j]) * y[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_variance(m, q, v, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        gap = q[j] - v[j]
-        out[j] += m[j] * gap * gap
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _raise_to_gap(q, v, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        gap = abs(q[j] - v[j])
-        out[j] = gap if gap > out[j] else out[j]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -128,35 +97,68 @@ def _raise_to(x, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_tv(m, p, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += 0.5 * abs(p[j] - m[j])
+def _add_values(m, p, q, v, gain):  # type: ignore[no-untyped-def]
+    """V^μ and g = Σ (π - μ) Q."""
+    for j in range(len(v)):
+        v[j] += m[j] * q[j]
+        gain[j] += (p[j] - m[j]) * q[j]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_kl(m, p, log, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += (p[j] - m[j]) - m[j] * log[j]
+def _add_spread(m, q, v, variance, largest):  # type: ignore[no-untyped-def]
+    """Variance of Q under μ, and the largest |Q - V|."""
+    for j in range(len(variance)):
+        gap = q[j] - v[j]
+        variance[j] += m[j] * gap * gap
+        gap = abs(gap)
+        largest[j] = gap if gap > largest[j] else largest[j]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_reverse_kl(m, p, log, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += p[j] * log[j] - (p[j] - m[j])
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_chi2(m, p, relative, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += (p[j] - m[j]) * relative[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_hellinger2(m, p, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        # (√p - √m)² = (p - m)²/(√p + √m)², with one root
+def _add_kls(m, p, forward, reverse):  # type: ignore[no-untyped-def]
+    """KL both ways from non-negative terms."""
+    for j in range(len(forward)):
         diff = p[j] - m[j]
-        out[j] += 0.5 * diff * (diff / (p[j] + m[j] + 2.0 * np.sqrt(p[j] * m[j])))
+        log = _log_quotient(p[j] / m[j], p[j], m[j], diff)
+        forward[j] += diff - m[j] * log
+        reverse[j] += p[j] * log - diff
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_tv_and_chi2(m, p, tv, chi2):  # type: ignore[no-untyped-def]
+    for j in range(len(tv)):
+        diff = p[j] - m[j]
+        tv[j] += 0.5 * abs(diff)
+        chi2[j] += diff * (diff / m[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_error(rest, reward, error, size):  # type: ignore[no-untyped-def]
+    for j in range(len(error)):
+        error[j] += rest[j] * reward[j]
+        size[j] += 0.5 * abs(rest[j])
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_hellinger2(m, p, root, out):  # type: ignore[no-untyped-def]
+    """(√p - √m)² = (p - m)²/(p + m + 2√(pm)), and the root √(pm)."""
+    for j in range(len(out)):
+        diff = p[j] - m[j]
+        mean = np.sqrt(p[j] * m[j])
+        root[j] = mean
+        out[j] += 0.5 * diff * (diff / (p[j] + m[j] + 2.0 * mean))
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _step_second(second, m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = second[j] * (p[j] * (p[j] / m[j]))
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_tv_of_shift(d, shift, m, p, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += 0.5 * abs(shift[j] * p[j] + d[j] * (p[j] - m[j]))
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -178,12 +180,6 @@ def _add(x, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_absolute(x, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += 0.5 * abs(x[j])
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
 def _step_law(d, m, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
         out[j] = d[j] * m[j]
@@ -199,21 +195,6 @@ def _step_shift(d, shift, m, p, out):  # type: ignore[no-untyped-def]
 def _step_remainder(rest, shift, m, p, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
         out[j] = rest[j] * m[j] + shift[j] * (p[j] - m[j])
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_square_over(law, moved, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += moved[j] * moved[j] / law[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_root_gap(law, moved, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        # rounding may leave a vanishing π(y) slightly below zero
-        target = law[j] + moved[j]
-        target = target if target > 0.0 else 0.0
-        out[j] += 0.5 * moved[j] * (moved[j] / (law[j] + target + 2.0 * np.sqrt(law[j] * target)))
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -237,8 +218,7 @@ def _sweep(  # type: ignore[no-untyped-def]
     value, value_pi = np.zeros(contexts * unit), np.zeros(contexts * unit)
     g, variance = np.zeros(contexts * unit), np.zeros(contexts * unit)
     size = width * unit
-    logs, relative = np.empty(size), np.empty(size)
-    law, moved, rest = np.empty(size), np.empty(size), np.empty(size)
+    root, rest = np.empty(size), np.empty(size)
     local = np.empty((5, size))
     wanted = gradient.shape[0] > 0
 
@@ -257,9 +237,8 @@ def _sweep(  # type: ignore[no-untyped-def]
                 else:
                     q = reward[a, at:to]
                     q_target = q
-                _add_product(m, q, v)
+                _add_values(m, p, q, v, gain)
                 _add_product(p, q_target, v_pi)
-                _add_shifted_product(m, p, q, gain)
             _raise_to(gain, tops[5, : hi - lo])
             for a in range(actions):
                 m = mu[a, at:to]
@@ -268,15 +247,16 @@ def _sweep(  # type: ignore[no-untyped-def]
                     q = value[child : child + hi - lo]
                 else:
                     q = reward[a, at:to]
-                _add_variance(m, q, v, spread)
-                _raise_to_gap(q, v, tops[6, : hi - lo])
+                _add_spread(m, q, v, spread, tops[6, : hi - lo])
 
     d, shift = np.empty(contexts * unit), np.empty(contexts * unit)
-    remainder = np.empty(contexts * unit)
+    remainder, overlap = np.empty(contexts * unit), np.empty(contexts * unit)
+    squares = np.empty(contexts * unit)
     for prompt in range(offsets[1]):
         for j in range(unit):
             i = prompt * unit + j
             d[i], shift[i], remainder[i] = weights[prompt], 0.0, 0.0
+            overlap[i], squares[i] = weights[prompt], weights[prompt]
             values[prompt, j] = value[i]
             roots[0, j] += weights[prompt] * value[i]
             roots[1, j] += weights[prompt] * value_pi[i]
@@ -293,12 +273,9 @@ def _sweep(  # type: ignore[no-untyped-def]
                 _zero(local[i, :n])
             for a in range(actions):
                 m, p = mu[a, at:to], pi[a, at:to]
-                _logs(m, p, logs[:n], relative[:n])
-                _add_tv(m, p, local[0, :n])
-                _add_kl(m, p, logs[:n], local[1, :n])
-                _add_reverse_kl(m, p, logs[:n], local[2, :n])
-                _add_chi2(m, p, relative[:n], local[3, :n])
-                _add_hellinger2(m, p, local[4, :n])
+                _add_kls(m, p, local[1, :n], local[2, :n])
+                _add_tv_and_chi2(m, p, local[0, :n], local[3, :n])
+                _add_hellinger2(m, p, root[:n], local[4, :n])
                 if wanted:
                     if t < horizon - 1 and a < b:
                         child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
@@ -311,15 +288,12 @@ def _sweep(  # type: ignore[no-untyped-def]
                     _step_law(here, m, d[child : child + n])
                     _step_shift(here, change, m, p, shift[child : child + n])
                     _step_remainder(second, change, m, p, remainder[child : child + n])
+                    _step_law(overlap[lo:hi], root[:n], overlap[child : child + n])
+                    _step_second(squares[lo:hi], m, p, squares[child : child + n])
                 else:
-                    _step_law(here, m, law[:n])
-                    _step_shift(here, change, m, p, moved[:n])
                     _step_remainder(second, change, m, p, rest[:n])
-                    _add_product(rest[:n], reward[a, at:to], sums[9, :n])
-                    _add_absolute(rest[:n], sums[10, :n])
-                    _add_absolute(moved[:n], sums[11, :n])
-                    _add_square_over(law[:n], moved[:n], sums[12, :n])
-                    _add_root_gap(law[:n], moved[:n], sums[13, :n])
+                    _add_error(rest[:n], reward[a, at:to], sums[9, :n], sums[10, :n])
+                    _add_tv_of_shift(here, change, m, p, sums[11, :n])
             for i in range(5):
                 _raise_to(local[i, :n], tops[i, :n])
             _add_product(here, g[lo:hi], sums[0, :n])
@@ -329,6 +303,8 @@ def _sweep(  # type: ignore[no-untyped-def]
             _add_total_product(here, change, local[2, :n], sums[4, :n])
             _add_ratio_square(here, change, local[3, :n], sums[5, :n])
             _add_product(here, variance[lo:hi], sums[6, :n])
+            _add_product(squares[lo:hi], local[3, :n], sums[12, :n])
+            _add_product(overlap[lo:hi], local[4, :n], sums[13, :n])
             _add(here, sums[7, :n])
             _add(here, sums[8, :n])
             _add(change, sums[8, :n])

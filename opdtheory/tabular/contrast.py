@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory.elementary import absolute, amax, amin, exact
+from opdtheory.elementary import absolute, amax, amin, exact, sqrt
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.endings import AllEndings, Endings, blocks
 from opdtheory.tabular.policy import Policy
@@ -105,9 +105,18 @@ class PolicyContrast:
         return self._diff if self._covered else self._diff * (self._mu > 0)
 
     @cached_property
+    def _positive(self) -> bool:
+        """True if every probability of μ is positive."""
+        return not self.is_exact and bool(self._mu.min() > 0)
+
+    @property
+    def _weights(self) -> np.ndarray:
+        return self.tree.weights(self.is_exact, self.behavior.batch_axes)
+
+    @cached_property
     def _covered(self) -> bool:
         """True if supp π ⊆ supp μ at every context of every instance."""
-        if not self.is_exact and self._mu.min() > 0:
+        if self._positive:
             return True
         return not bool(np.any((self._mu == 0) & (self._pi > 0)))
 
@@ -307,13 +316,25 @@ class PolicyContrast:
 
     @cached_property
     def chi2_seq(self) -> Any:
-        """χ²(π‖μ) of the sequence laws (E_μ W² - 1 if π is covered, else inf)."""
-        return self._sequence_sum(lambda e: local.chi2_terms(e.law_mu, e.law_pi, e.shift))
+        """χ²(π‖μ) of the sequence laws, Σ_t E_μ[W_{t-1}² χ²(c_t)]: E_μ W² - 1 if π is covered, else inf."""
+        mu, pi, b = self._mu, self._pi, self.tree.branching
+
+        def squared(here: slice) -> np.ndarray:
+            """π²/μ; actions that μ never takes carry nothing: their context's χ² is inf already."""
+            m, p = mu[:b, here], pi[:b, here]
+            if self._positive:
+                return p * p / m
+            return np.where(m > 0, local.weigh(p, local.ratio(m, p)), self._zero)
+
+        seconds = flow.products(self.tree, squared, self._weights, mu)
+        return self._sum(local.weigh(seconds, self._chi2))
 
     @cached_property
     def hellinger2_seq(self) -> Any:
-        """Squared Hellinger distance of the sequence laws."""
-        return self._sequence_sum(lambda e: local.hellinger2_terms(e.law_mu, e.law_pi, e.shift)) / 2
+        """Squared Hellinger distance of the sequence laws: what each context adds, times the overlap before."""
+        mu, pi, b = self._mu, self._pi, self.tree.branching
+        overlap = flow.products(self.tree, lambda c: sqrt(mu[:b, c] * pi[:b, c]), self._weights, mu)
+        return self._sum(overlap * self._hellinger2)
 
     @cached_property
     def k3_sum(self) -> Any:

@@ -7,6 +7,7 @@ balls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,20 @@ def accumulate(tree: TokenTree, table: np.ndarray) -> np.ndarray:
 
 def forward(tree: TokenTree, table: np.ndarray, root: Any) -> np.ndarray:
     """Products of ``table`` along prefixes times ``root``: occupancy of every context if a policy."""
-    out = np.empty(table.shape[1:], dtype=table.dtype)
+    return products(tree, lambda here: table[: tree.branching, here], root, table)
+
+
+def products(
+    tree: TokenTree, factor: Callable[[slice], np.ndarray], root: Any, like: np.ndarray
+) -> np.ndarray:
+    """Products along prefixes of ``factor(contexts)``, (branching, contexts[, batch]), times ``root``."""
+    out = np.empty(like.shape[1:], dtype=np.result_type(like, root))
     out[: tree.prompts] = root
     b = tree.branching
     for t in range(tree.horizon - 1):
         here, below = tree.level_slice(t), tree.level_slice(t + 1)
         children = out[below].reshape((b, *out[here].shape))  # a view: leading axis split
-        np.multiply(table[:b, here], out[here], out=children)
+        np.multiply(factor(here), out[here], out=children)
     return out
 
 
