@@ -15,8 +15,6 @@ from scipy import sparse
 from opdtheory.elementary import absolute, amax, asum, exact, maximum, sqrt
 from opdtheory.tabular import local
 from opdtheory.tabular.pair import PolicyPair
-from opdtheory.tabular.policy import Policy
-from opdtheory.tabular.reward import Reward
 from opdtheory.tabular.single import check_distribution
 from opdtheory.tabular.table import as_numbers
 from opdtheory.tabular.tree import TokenTree
@@ -295,7 +293,7 @@ class FiniteContextChain:
         zero = self._initial * 0
         z = np.stack([self._initial, zero, zero, self._initial, zero])
         # the contexts of the tree: states that exist at a step, whether a policy visits them or not
-        alive = np.asarray(self._initial != 0, dtype=bool).reshape(self.states, -1).any(axis=1)
+        alive = np.any(np.asarray(self._initial != 0, dtype=bool).reshape(self.states, -1), axis=1)
         settled = False
         with np.errstate(over="ignore", invalid="ignore"):
             for start in starts:
@@ -448,5 +446,4 @@ class FiniteContextChain:
             paid = final if t == self.horizon - 1 else np.where(ends, final, final * 0)
             levels["reward"].append((self._at(self._reward, t) + paid)[states])
             states = self.next_state[states][:, going_on].reshape(-1)
-        policies = (Policy.from_levels(tree, levels[name]) for name in ("behavior", "target"))
-        return PolicyPair(tree, *policies, Reward.from_levels(tree, levels["reward"]))
+        return PolicyPair.from_levels(tree, levels["behavior"], levels["target"], levels["reward"])

@@ -58,7 +58,7 @@ def _from_bits(typingctx, x):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always")
 def _log_quotient(u, p, m, diff):  # type: ignore[no-untyped-def]
     """log u, u = p/m, diff = p - m: e·log 2 + 2 atanh s, s from the difference if the ratio is near one."""
-    bits = _bits(u)
+    bits = _bits(u)  # type: ignore[call-arg,var-annotated]
     # exponent such that the mantissa lies in [sqrt(1/2), sqrt(2))
     e = (bits - 0x3FE6A09E667F3BCD) >> 52
     z = _from_bits(bits - (e << 52))
@@ -332,7 +332,7 @@ def summarise(
         unit = 1 if single else min(_LANES, lanes - first)
         sums, tops = np.zeros((len(SUMMED), width * unit)), np.zeros((len(TAKEN_MAXIMUM), width * unit))
         roots, values = np.zeros((2, unit)), np.empty((tree.prompts, unit))
-        _sweep(
+        _sweep(  # type: ignore[call-arg]
             *tables,
             weights,
             offsets,

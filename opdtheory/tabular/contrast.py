@@ -331,7 +331,7 @@ class PolicyContrast:
 
     @cached_property
     def hellinger2_seq(self) -> Any:
-        """Squared Hellinger distance of the sequence laws: what each context adds, times the overlap before."""
+        """Squared Hellinger distance of the sequence laws: what a context adds, times the overlap before."""
         mu, pi, b = self._mu, self._pi, self.tree.branching
         overlap = flow.products(self.tree, lambda c: sqrt(mu[:b, c] * pi[:b, c]), self._weights, mu)
         return self._sum(overlap * self._hellinger2)

@@ -47,11 +47,10 @@ class PolicyPair(ResponseQuantities):
         validate: bool = True,
         **scalars: Any,
     ) -> None:
-        if not isinstance(reward, Reward):
-            reward = Reward.from_levels(tree, reward, validate=validate)
+        ready = reward if isinstance(reward, Reward) else Reward.from_levels(tree, reward, validate=validate)
         self.tree = tree
-        self.behavior, self.target, reward = aligned(tree, behavior, target, reward)
-        self.reward = reward.as_terminal()
+        self.behavior, self.target, ready = aligned(tree, behavior, target, ready)
+        self.reward = ready.as_terminal()
         self.batch_shape = self.behavior.batch_shape
         self.scalars = scalars
         attach_scalars(self, scalars)
@@ -146,7 +145,7 @@ class PolicyPair(ResponseQuantities):
         return data | scalars_data(self.scalars)
 
     @cached_property
-    def _q_v(self) -> tuple[np.ndarray, np.ndarray]:
+    def _q_v(self) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override]
         return flow.backward(self.tree, self._mu, self.reward.flat)
 
     @cached_property
@@ -190,7 +189,7 @@ class PolicyPair(ResponseQuantities):
         return flow.values(self.tree, self._pi, self.reward.flat)
 
     @cached_property
-    def _returns(self) -> np.ndarray:
+    def _returns(self) -> np.ndarray:  # type: ignore[override]
         return flow.sequence_entries(self.tree, self.reward.flat)
 
     # ---- returns
@@ -238,7 +237,7 @@ class PolicyPair(ResponseQuantities):
         return self._sum(gap[: tree.prompts] * weights)
 
     @cached_property
-    def _flat_g(self) -> np.ndarray:
+    def _flat_g(self) -> np.ndarray:  # type: ignore[override]
         return self._of_actions(lambda mu, pi, q, v: flow.contract(pi - mu, q))
 
     @cached_property

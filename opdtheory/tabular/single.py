@@ -203,7 +203,8 @@ class SingleState:
     @cached_property
     def max_ratio(self) -> Any:
         """max q/p over the support of p."""
-        return amax(np.where(self._outside, exact(0) if self.is_exact else 0.0, self.ratio))
+        nothing: Any = exact(0) if self.is_exact else 0.0
+        return amax(np.where(self._outside, nothing, self.ratio))
 
     @cached_property
     def min_ratio(self) -> Any:
