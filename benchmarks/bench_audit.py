@@ -1,11 +1,13 @@
-"""Time of the per-token statistics of two policies' full logits, against torch and against reading the data once.
+"""Time of the per-token statistics of two policies' full logits, against torch and against reading the data
+once.
 
     python benchmarks/bench_audit.py [--tokens 64] [--vocab 151936] [--threads 1] [--rounds 3] [--json OUT]
 
-Every implementation computes the same set (log-probabilities, entropies, KL both ways, TV, χ², JSD, Hellinger, largest
-log ratio, TOP-D moment; the package's own also the top-k partition).  Each runs in a process of its own, because
-"tuned" is torch eager with glibc told to keep its memory: most of eager's time is page faults.  The smallest time
-over rounds is shown; ratios of times taken in one round of a busy machine are more trustworthy than the times.
+Every implementation computes the same set (log-probabilities, entropies, KL both ways, TV, χ², JSD,
+Hellinger, largest log ratio, TOP-D moment; the package's own also the top-k partition).  Each runs in a
+process of its own, because "tuned" is torch eager with glibc told to keep its memory: most of eager's time
+is page faults.  The smallest time over rounds is shown; ratios of times taken in one round of a busy
+machine are more trustworthy than the times.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "1073741824"}
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "1073741824",
+}
 ALPHA = 0.1
 
 
@@ -31,12 +37,22 @@ def torch_statistics(torch: Any, x: Any, y: Any, tokens: Any) -> Any:
     ell = lq - lp
     m = (p + q) / 2
     log_m = m.log()
-    return torch.stack([
-        lp.gather(-1, tokens[:, None])[:, 0], lq.gather(-1, tokens[:, None])[:, 0], -(p * lp).sum(-1), -(q * lq).sum(-1),
-        -(p * ell).sum(-1), (q * ell).sum(-1), (p - q).abs().sum(-1) / 2, ((q - p) ** 2 / p).sum(-1),
-        ((p * (lp - log_m)).sum(-1) + (q * (lq - log_m)).sum(-1)) / 2, ((p.sqrt() - q.sqrt()) ** 2).sum(-1) / 2,
-        ell.abs().amax(-1), (p * torch.log1p(ALPHA * torch.expm1(ell)) ** 2).sum(-1),
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            lp.gather(-1, tokens[:, None])[:, 0],
+            lq.gather(-1, tokens[:, None])[:, 0],
+            -(p * lp).sum(-1),
+            -(q * lq).sum(-1),
+            -(p * ell).sum(-1),
+            (q * ell).sum(-1),
+            (p - q).abs().sum(-1) / 2,
+            ((q - p) ** 2 / p).sum(-1),
+            ((p * (lp - log_m)).sum(-1) + (q * (lq - log_m)).sum(-1)) / 2,
+            ((p.sqrt() - q.sqrt()) ** 2).sum(-1) / 2,
+            ell.abs().amax(-1),
+            (p * torch.log1p(ALPHA * torch.expm1(ell)) ** 2).sum(-1),
+        ]
+    )
 
 
 def implementation(name: str, n: int, vocab: int, threads: int) -> Callable[[], Any]:
@@ -103,7 +119,9 @@ def child(name: str, n: int, vocab: int, threads: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--threads", type=int, default=1)
@@ -122,18 +140,36 @@ def main() -> None:
     floor, ours = best["floor"], best["numba"]
     print(f"{args.tokens} tokens × {args.vocab}, float32, {args.threads} thread(s)")
     for name in names:
-        print(f"{name:20s} {best[name] * 1e3:9.2f} ms  {best[name] / floor:7.1f} × floor  {best[name] / ours:6.2f} × numba")
+        print(
+            f"{name:20s} {best[name] * 1e3:9.2f} ms  {best[name] / floor:7.1f} × floor  "
+            f"{best[name] / ours:6.2f} × numba"
+        )
     if args.json:
         with open(args.json, "w") as stream:
-            json.dump({"tokens": args.tokens, "vocab": args.vocab, "threads": args.threads, "seconds": best}, stream)
+            json.dump(
+                {"tokens": args.tokens, "vocab": args.vocab, "threads": args.threads, "seconds": best}, stream
+            )
 
 
 def _measure(name: str, args: argparse.Namespace) -> float:
     threads = str(args.threads)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "NUMBA_NUM_THREADS": threads,
+    }
     if name.endswith("tuned"):
         environment |= TUNED
-    command = [sys.executable, __file__, "--child", name, "--tokens", str(args.tokens), "--vocab", str(args.vocab)]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        name,
+        "--tokens",
+        str(args.tokens),
+        "--vocab",
+        str(args.vocab),
+    ]
     done = subprocess.run([*command, "--threads", threads], env=environment, capture_output=True, text=True)
     if done.returncode:
         print(f"{name}: failed ({done.stderr.strip().splitlines()[-1][:100]})", file=sys.stderr)

@@ -2,9 +2,9 @@
 
     make models && pip install '.[llm,engines]' && python examples/make_example.py [--out examples]
 
-llama.cpp samples answers to small tasks at temperature 1 from the 4-bit model (the rollout policy μ); a float32
-forward pass in torch scores the same tokens (the trainer's policy π); the same model with the answer in its prompt is
-the teacher.  Takes about three minutes on one core.
+llama.cpp samples answers to small tasks at temperature 1 from the 4-bit model (the rollout policy μ); a
+float32 forward pass in torch scores the same tokens (the trainer's policy π); the same model with the
+answer in its prompt is the teacher.  Takes about three minutes on one core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ FULL_TOKENS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -71,7 +73,11 @@ def _records(
             "teacher": _logits(train, taught[which], response),
         }
         if not full["logits"]:
-            for key, policy in (("rollout_logits", "rollout"), ("logits", "train"), ("teacher_logits", "teacher")):
+            for key, policy in (
+                ("rollout_logits", "rollout"),
+                ("logits", "train"),
+                ("teacher_logits", "teacher"),
+            ):
                 full[key] += list(laws[policy][:FULL_TOKENS].float().numpy())
         record: dict[str, Any] = {
             "id": f"{name}-{which}-{i % SAMPLES}", "group": f"{name}-{which}", "tokens": response,

@@ -16,20 +16,33 @@ from .calculator import jsonable
 
 def audit(
     paths: Annotated[list[str], typer.Argument(help="Files or folders of rollout logs.")],
-    format: Annotated[str | None, typer.Option(help="jsonl, json, npz, safetensors, parquet or pt; default: by content.")] = None,
-    reward_range: Annotated[tuple[float, float] | None, typer.Option(help="Smallest and largest possible reward.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="jsonl, json, npz, safetensors, parquet or pt; default: by content.")
+    ] = None,
+    reward_range: Annotated[
+        tuple[float, float] | None, typer.Option(help="Smallest and largest possible reward.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Sampler temperature; divides full logits.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Sampler top-p; cuts the rollout policy's full logits.")] = 1.0,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, to show token texts.")] = None,
     group: Annotated[str | None, typer.Option(help="Column that names the prompt of a sequence.")] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of intervals and certificates.")] = 0.95,
-    compat: Annotated[list[str] | None, typer.Option(help="Also report a trainer's own formulas: verl, verl-sequence-is, nemo-rl, slime, ms-swift.")] = None,
+    compat: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also report a trainer's own formulas: verl, verl-sequence-is, nemo-rl, slime, ms-swift."
+        ),
+    ] = None,
     alpha: Annotated[float, typer.Option(help="TOP-D's mixing weight.")] = 0.1,
     redact: Annotated[bool, typer.Option("--redact", help="Leave out token texts and file names.")] = False,
-    fail_on: Annotated[str | None, typer.Option(help="Exit 1 if this holds, for example 'kl_rollout_train/mean > 0.01'.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="Exit 1 if this holds, for example 'kl_rollout_train/mean > 0.01'.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the finished parts of an interrupted audit.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the finished parts of an interrupted audit.")
+    ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
 ) -> None:
@@ -44,14 +57,28 @@ def audit(
         texts = _token_texts(tokenizer)
         if not resume:
             _clear(parts)
-        with Progress(transient=True, disable=not Console(stderr=True).is_terminal, console=Console(stderr=True)) as bar:
+        with Progress(
+            transient=True, disable=not Console(stderr=True).is_terminal, console=Console(stderr=True)
+        ) as bar:
             task = bar.add_task("reading", total=None)
             report = audit_logs(
-                paths, format=format, jobs=jobs, engine=engine, store=parts, strict=False,
+                paths,
+                format=format,
+                jobs=jobs,
+                engine=engine,
+                store=parts,
+                strict=False,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
-                reward_range=reward_range, temperature=temperature, top_p=top_p, group=group, confidence=confidence,
-                compat=tuple(compat or ()), redact=redact, alpha=alpha, token_texts=texts,
-            )  # fmt: skip
+                reward_range=reward_range,
+                temperature=temperature,
+                top_p=top_p,
+                group=group,
+                confidence=confidence,
+                compat=tuple(compat or ()),
+                redact=redact,
+                alpha=alpha,
+                token_texts=texts,
+            )
     except ValueError as error:
         _refuse(str(error))
     except KeyboardInterrupt:
@@ -85,7 +112,14 @@ def audit_diff(
     except ValueError as error:
         _refuse(str(error))
     if json_ is not None:
-        _write(json_, json.dumps(jsonable({"schema_version": "1.0", "a": str(a), "b": str(b), "differences": rows}), indent=1, allow_nan=False))
+        _write(
+            json_,
+            json.dumps(
+                jsonable({"schema_version": "1.0", "a": str(a), "b": str(b), "differences": rows}),
+                indent=1,
+                allow_nan=False,
+            ),
+        )
     Console().print(compare.table(rows, left, right))
     if any(row["separated"] for row in rows):
         raise typer.Exit(1)
@@ -106,7 +140,9 @@ def _decide(expression: str, values: dict[str, float | None]) -> None:
 
 def _token_texts(folder: Path | None) -> Path | None:
     if folder is not None and not folder.exists():
-        raise ValueError(f"--tokenizer {folder}: no such file or folder; expected a tokenizer folder or tokenizer.json")
+        raise ValueError(
+            f"--tokenizer {folder}: no such file or folder; expected a tokenizer folder or tokenizer.json"
+        )
     return folder
 
 

@@ -29,22 +29,31 @@ def prime_rl(folder: Path) -> Path:
     target.mkdir(parents=True)
     records = [
         {
-            "token_ids": [1, *t, 2], "loss_mask": [False, *[True] * len(t), False], "advantages": [0.5] * (len(t) + 2),
-            "inference_logprobs": [None, *r, None], "trainer_logprobs": [0.0, *p, 0.0], "entropy": [1.0] * (len(t) + 2),
+            "token_ids": [1, *t, 2],
+            "loss_mask": [False, *[True] * len(t), False],
+            "advantages": [0.5] * (len(t) + 2),
+            "inference_logprobs": [None, *r, None],
+            "trainer_logprobs": [0.0, *p, 0.0],
+            "entropy": [1.0] * (len(t) + 2),
         }
         for t, r, p in zip(TOKENS, ROLLOUT, TRAIN, strict=True)
-    ]  # fmt: skip
+    ]
     return lines(target / "rank_0.jsonl", records)
 
 
 def nemo_rl(folder: Path) -> Path:
     records = [
         {
-            "token_ids": [1, *t], "token_loss_mask": [0, *[1] * len(t)], "sample_loss_mask": 1.0, "advantages": [0, *[1.0] * len(t)],
-            "generation_logprobs": [0.0, *r], "prev_logprobs": [0.0, *p], "rewards": 1.0,
+            "token_ids": [1, *t],
+            "token_loss_mask": [0, *[1] * len(t)],
+            "sample_loss_mask": 1.0,
+            "advantages": [0, *[1.0] * len(t)],
+            "generation_logprobs": [0.0, *r],
+            "prev_logprobs": [0.0, *p],
+            "rewards": 1.0,
         }
         for t, r, p in zip(TOKENS, ROLLOUT, TRAIN, strict=True)
-    ]  # fmt: skip
+    ]
     dropped = records[0] | {"sample_loss_mask": 0.0, "prev_logprobs": [-9.0] * 4}
     return lines(folder / "train_data_step7.jsonl", [*records, dropped])
 
@@ -57,11 +66,18 @@ def slime(folder: Path, kind: str) -> Path:
     rows = zip(TOKENS, ROLLOUT, TRAIN, strict=True)
     samples = [
         {
-            "tokens": [11, 12, *t], "response_length": len(t), "loss_mask": [1] * len(t), "rollout_log_probs": r,
-            "log_probs": p, "reward": 1.0, "group_index": 0, "status": "completed", "prompt": "hi",
+            "tokens": [11, 12, *t],
+            "response_length": len(t),
+            "loss_mask": [1] * len(t),
+            "rollout_log_probs": r,
+            "log_probs": p,
+            "reward": 1.0,
+            "group_index": 0,
+            "status": "completed",
+            "prompt": "hi",
         }
         for t, r, p in rows
-    ]  # fmt: skip
+    ]
     if kind == "samples":
         torch.save({"rollout_id": 4, "samples": samples}, path)
     else:
@@ -131,7 +147,12 @@ def vllm(folder: Path) -> Path:
         }
 
     outputs = [
-        {"index": i, "token_ids": t, "logprobs": [entry(a, b) for a, b in zip(t, r, strict=True)], "log_probs": p}
+        {
+            "index": i,
+            "token_ids": t,
+            "logprobs": [entry(a, b) for a, b in zip(t, r, strict=True)],
+            "log_probs": p,
+        }
         for i, (t, r, p) in enumerate(zip(TOKENS, ROLLOUT, TRAIN, strict=True))
     ]
     record = {"request_id": "r0", "prompt_token_ids": [1], "prompt_logprobs": [None], "outputs": outputs}
@@ -141,9 +162,17 @@ def vllm(folder: Path) -> Path:
 def openai(folder: Path) -> Path:
     def content(tokens: list[int], logps: list[float]) -> list[dict]:
         return [
-            {"token": f"token_id:{t}", "logprob": v, "bytes": None, "top_logprobs": [{"token": f"token_id:{t}", "logprob": v}, {"token": "other", "logprob": -3.0}]}
+            {
+                "token": f"token_id:{t}",
+                "logprob": v,
+                "bytes": None,
+                "top_logprobs": [
+                    {"token": f"token_id:{t}", "logprob": v},
+                    {"token": "other", "logprob": -3.0},
+                ],
+            }
             for t, v in zip(tokens, logps, strict=True)
-        ]  # fmt: skip
+        ]
 
     choices = [
         {"index": i, "logprobs": {"content": content(t, r)}, "log_probs": p}
@@ -157,9 +186,13 @@ def openai(folder: Path) -> Path:
 def sglang(folder: Path) -> Path:
     records = [
         {
-            "text": "…", "log_probs": p,
-            "meta_info": {"id": f"s{i}", "output_token_logprobs": [[v, a, None] for a, v in zip(t, r, strict=True)]},
+            "text": "…",
+            "log_probs": p,
+            "meta_info": {
+                "id": f"s{i}",
+                "output_token_logprobs": [[v, a, None] for a, v in zip(t, r, strict=True)],
+            },
         }
         for i, (t, r, p) in enumerate(zip(TOKENS, ROLLOUT, TRAIN, strict=True))
-    ]  # fmt: skip
+    ]
     return lines(folder / "sglang.jsonl", records)

@@ -11,8 +11,12 @@ from tests.tolerance import FLOAT64, SIGMAS, close
 ROWS = {r["name"]: r for r in estimator_audit()}
 P, Q = estimators.models()["ordinary"]
 UNBIASED = {
-    "k1 (rollout_corr/kl)", "k3 (rollout_corr/k3_kl, gen_kl_error)", "chi2_token", "½E|r − 1|", "chi2_seq (product of ratios)",
-}  # fmt: skip
+    "k1 (rollout_corr/kl)",
+    "k3 (rollout_corr/k3_kl, gen_kl_error)",
+    "chi2_token",
+    "½E|r − 1|",
+    "chi2_seq (product of ratios)",
+}
 
 
 def test_which_estimators_are_unbiased():
@@ -41,7 +45,12 @@ def test_the_tail_bucket_makes_a_lower_bound_of_top_k():
     for seed in range(50):
         rows = {r["name"]: r for r in estimator_audit(seed)}
         assert rows["top-k forward KL with a tail bucket"]["bias"] <= 0
-    signs = {np.sign(r["bias"]) for s in range(50) for r in estimator_audit(s) if r["name"].endswith("without a tail bucket")}
+    signs = {
+        np.sign(r["bias"])
+        for s in range(50)
+        for r in estimator_audit(s)
+        if r["name"].endswith("without a tail bucket")
+    }
     assert signs == {1.0, -1.0}
 
 

@@ -78,7 +78,10 @@ ONE_LINE = {
     "no known key": ('{"prompt": "hi", "answer": "ho"}', ["line 1", "answer", "log_probs"]),
     "deeply nested": ('{"log_probs": ' + "[" * 100_000 + "]" * 100_000 + "}", ["line 1"]),
     "reward of text": (record(reward="good"), ["'rewards'", "good"]),
-    "one top-k table without its ids": (record(rollout_topk_log_probs=[[-1.0], [-2.0]]), ["rollout_topk_ids"]),
+    "one top-k table without its ids": (
+        record(rollout_topk_log_probs=[[-1.0], [-2.0]]),
+        ["rollout_topk_ids"],
+    ),
     "empty file": ("", ["empty file"]),
     "plain text": ("hello\n", ["hello", "jsonl"]),
     "a pickle": (pickle.dumps(GOOD), ["pickle"]),
@@ -88,11 +91,20 @@ ONE_LINE = {
     "npz that is no npy": (zip_with("log_probs.npy", b"hello"), ["log_probs.npy", "npy"]),
     "npz with another file": (zip_with("readme.txt", b"hello"), ["readme.txt"]),
     "zip bomb": (zip_with("log_probs.npy", npy(np.zeros((1, 1 << 20), np.float32))), ["zip bomb"]),
-    "npz of integers for log-probabilities": (npz(TABLE | {"old_log_probs": TABLE["tokens"]}), ["old_log_probs", "floating"]),
-    "npz of other shapes": (npz(TABLE | {"old_log_probs": np.zeros((2, 5))}), ["old_log_probs", "(2, 5)", "(2, 3)"]),
+    "npz of integers for log-probabilities": (
+        npz(TABLE | {"old_log_probs": TABLE["tokens"]}),
+        ["old_log_probs", "floating"],
+    ),
+    "npz of other shapes": (
+        npz(TABLE | {"old_log_probs": np.zeros((2, 5))}),
+        ["old_log_probs", "(2, 5)", "(2, 3)"],
+    ),
     "npz of one dimension": (npz({"log_probs": np.zeros(3)}), ["log_probs", "(3,)", "(B, T)"]),
     "npz with a wrong mask": (npz(TABLE | {"response_mask": np.full((2, 3), 7)}), ["response_mask", "7"]),
-    "npz in Fortran order": (npz({"log_probs": np.asfortranarray(np.zeros((2, 3)))}), ["log_probs", "C order"]),
+    "npz in Fortran order": (
+        npz({"log_probs": np.asfortranarray(np.zeros((2, 3)))}),
+        ["log_probs", "C order"],
+    ),
     "huge safetensors header": (struct.pack("<Q", 2**60) + b"{" + b" " * 50, [str(2**60)]),
     "safetensors of bad json": (header('{"a": [}'), ["header"]),
     "safetensors beyond the file": (
@@ -117,10 +129,16 @@ ONE_LINE = {
         json.dumps({"token_ids": [5], "logprobs": [{"6": {"logprob": -1.0}}]}),
         ["line 1", "vllm"],
     ),
-    "vllm of other lengths": (json.dumps({"token_ids": [5, 6], "logprobs": [{"5": {"logprob": -1.0}}]}), ["vllm", "1 logprob"]),
+    "vllm of other lengths": (
+        json.dumps({"token_ids": [5, 6], "logprobs": [{"5": {"logprob": -1.0}}]}),
+        ["vllm", "1 logprob"],
+    ),
     "sglang of numbers": (json.dumps({"meta_info": {"output_token_logprobs": [1.0]}}), ["sglang"]),
-    "openai without logprob": (json.dumps({"choices": [{"logprobs": {"content": [{"token": "a"}]}}]}), ["openai"]),
-}  # fmt: skip
+    "openai without logprob": (
+        json.dumps({"choices": [{"logprobs": {"content": [{"token": "a"}]}}]}),
+        ["openai"],
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +200,9 @@ def test_many_faulty_lines_are_counted_not_all_printed(tmp_path):
 
 
 def test_zero_length_sequences_are_counted_and_warned_about(tmp_path):
-    path = write(tmp_path / "a.jsonl", record(log_probs=[], rollout_log_probs=[], tokens=[]) + "\n" + record())
+    path = write(
+        tmp_path / "a.jsonl", record(log_probs=[], rollout_log_probs=[], tokens=[]) + "\n" + record()
+    )
     report = audit_logs(path)
     assert report.state.sequence_count == 2 and report.state.token_count == 2
     (warning,) = [w for w in report.warnings if w["code"] == "empty_sequence"]
@@ -203,13 +223,21 @@ def test_nan_and_infinite_log_probabilities_are_reported_with_their_positions():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--temperature", "0"], "temperature"), (["--top-p", "1.5"], "top-p"), (["--confidence", "1"], "confidence"),
-        (["--reward-range", "1", "0"], "reward range"), (["--compat", "nobody"], "nobody"), (["--engine", "dask"], "dask"),
-        (["--format", "xml"], "xml"), (["--group", "nothing"], "nothing"), (["--jobs", "0"], "jobs"),
-        (["--fail-on", "kl >"], "condition"), (["--fail-on", "__import__('os')"], "condition"),
-        (["--tokenizer", "/nowhere"], "/nowhere"), (["--json", "/nowhere/a.json"], "/nowhere"),
+        (["--temperature", "0"], "temperature"),
+        (["--top-p", "1.5"], "top-p"),
+        (["--confidence", "1"], "confidence"),
+        (["--reward-range", "1", "0"], "reward range"),
+        (["--compat", "nobody"], "nobody"),
+        (["--engine", "dask"], "dask"),
+        (["--format", "xml"], "xml"),
+        (["--group", "nothing"], "nothing"),
+        (["--jobs", "0"], "jobs"),
+        (["--fail-on", "kl >"], "condition"),
+        (["--fail-on", "__import__('os')"], "condition"),
+        (["--tokenizer", "/nowhere"], "/nowhere"),
+        (["--json", "/nowhere/a.json"], "/nowhere"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_exit_2_with_one_line(options, word, tmp_path):
     path = write(tmp_path / "a.jsonl", record() + "\n")
     result = CliRunner().invoke(app, ["audit", str(path), *options])

@@ -1,4 +1,6 @@
-"""The fused statistics against the reference definitions in float64, down to tiny divergences, and at every edge."""
+"""The fused statistics against the reference definitions in float64, down to tiny divergences, and at every
+edge.
+"""
 
 import numpy as np
 import pytest
@@ -30,11 +32,21 @@ def reference(p_logits, q_logits, tokens, topk=TOPK, alpha=ALPHA):
     with np.errstate(divide="ignore"):
         logp, logq = np.log(p[rows, tokens]), np.log(q[rows, tokens])
     return {
-        "logp_p": logp, "logp_q": logq, "entropy_p": d.entropy(p), "entropy_q": d.entropy(q), "kl_pq": d.kl(p, q),
-        "kl_qp": d.kl(q, p), "tv": d.tv(p, q), "chi2_qp": d.chi2(q, p), "jsd": d.jsd(p, q), "hellinger2": d.hellinger2(p, q),
-        "max_abs_log_ratio": np.abs(ell).max(-1), "topd_second_moment": rewards.topd_second_moment(q, p, alpha),
-        "topk_kl": d.topk_kl(p, q, topk, tokens), "topk_tv": d.topk_tv(p, q, topk, tokens),
-    }  # fmt: skip
+        "logp_p": logp,
+        "logp_q": logq,
+        "entropy_p": d.entropy(p),
+        "entropy_q": d.entropy(q),
+        "kl_pq": d.kl(p, q),
+        "kl_qp": d.kl(q, p),
+        "tv": d.tv(p, q),
+        "chi2_qp": d.chi2(q, p),
+        "jsd": d.jsd(p, q),
+        "hellinger2": d.hellinger2(p, q),
+        "max_abs_log_ratio": np.abs(ell).max(-1),
+        "topd_second_moment": rewards.topd_second_moment(q, p, alpha),
+        "topk_kl": d.topk_kl(p, q, topk, tokens),
+        "topk_tv": d.topk_tv(p, q, topk, tokens),
+    }
 
 
 def pair(rng, n, vocab, scale, sharpness=3.0):
@@ -177,7 +189,9 @@ def test_alpha_one_is_the_log_ratio(backend):
 
 def test_float64_logits_are_computed_in_float64():
     p, q, tokens = pair(np.random.default_rng(10), 4, 300, 0.5)
-    found = kernels.pair_statistics(p.astype(np.float64), q.astype(np.float64), tokens, topk=TOPK, alpha=ALPHA)
+    found = kernels.pair_statistics(
+        p.astype(np.float64), q.astype(np.float64), tokens, topk=TOPK, alpha=ALPHA
+    )
     expected = reference(p, q, tokens)
     for name in ("kl_pq", "tv", "chi2_qp", "hellinger2", "topk_kl"):
         assert close(found[name], expected[name], FLOAT32), name

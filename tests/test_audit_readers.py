@@ -13,17 +13,27 @@ from tests.tolerance import EXACT, FLOAT32, close
 pytest.importorskip("pyarrow")
 pytest.importorskip("torch")
 WRITERS = {
-    "prime-rl": files.prime_rl, "nemo-rl": files.nemo_rl, "slime samples": lambda f: files.slime(f, "samples"),
-    "slime lists": lambda f: files.slime(f, "lists"), "npz": files.npz, "safetensors": files.safetensors,
-    "parquet": files.parquet, "pt": files.pt_table, "vllm": files.vllm, "openai": files.openai, "sglang": files.sglang,
-}  # fmt: skip
+    "prime-rl": files.prime_rl,
+    "nemo-rl": files.nemo_rl,
+    "slime samples": lambda f: files.slime(f, "samples"),
+    "slime lists": lambda f: files.slime(f, "lists"),
+    "npz": files.npz,
+    "safetensors": files.safetensors,
+    "parquet": files.parquet,
+    "pt": files.pt_table,
+    "vllm": files.vllm,
+    "openai": files.openai,
+    "sglang": files.sglang,
+}
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_every_format_gives_the_same_numbers(name, tmp_path):
     report = audit_logs(WRITERS[name](tmp_path))
     assert report.state.token_count == sum(map(len, files.TOKENS))
-    assert close(report.metrics["k1/mean"].value, files.MEAN_K1, FLOAT32 if name.startswith("slime") else EXACT)
+    assert close(
+        report.metrics["k1/mean"].value, files.MEAN_K1, FLOAT32 if name.startswith("slime") else EXACT
+    )
     assert close(report.metrics["rollout_corr/kl"].value, files.MEAN_K1, FLOAT32)
     assert {int(i) for i in report.state.vocabulary.ids} == {t for row in files.TOKENS for t in row}
     assert not report.errors
@@ -40,7 +50,10 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
         (tmp_path / f"train_data_step{step}.jsonl").write_text(
             json.dumps({"rollout_log_probs": [-1.0], "log_probs": [-1.0]}) + "\n"
         )
-    assert [p.name for p in readers.expand([tmp_path])] == ["train_data_step9.jsonl", "train_data_step10.jsonl"]
+    assert [p.name for p in readers.expand([tmp_path])] == [
+        "train_data_step9.jsonl",
+        "train_data_step10.jsonl",
+    ]
 
 
 def test_vllm_takes_the_drawn_id_and_groups_by_request(tmp_path):
@@ -73,7 +86,9 @@ def test_a_long_jsonl_file_is_cut_into_units_without_losing_lines(tmp_path, monk
     from opdtheory.audit.readers import files as module
 
     path = tmp_path / "long.jsonl"
-    path.write_text("".join(json.dumps({"rollout_log_probs": [-1.0 * i], "log_probs": [-1.0]}) + "\n" for i in range(500)))
+    path.write_text(
+        "".join(json.dumps({"rollout_log_probs": [-1.0 * i], "log_probs": [-1.0]}) + "\n" for i in range(500))
+    )
     whole = audit_logs(path)
     monkeypatch.setattr(module, "UNIT_BYTES", 1000)
     assert len(readers.units(path)) > 10

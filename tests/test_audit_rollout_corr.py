@@ -1,4 +1,6 @@
-"""The dashboard metrics equal verl's own, recorded in data/verl_rollout_corr.json by data/make_verl_reference.py."""
+"""The dashboard metrics equal verl's own, recorded in data/verl_rollout_corr.json by
+data/make_verl_reference.py.
+"""
 
 import json
 from pathlib import Path
@@ -44,7 +46,9 @@ def test_unknown_rejection_option_is_refused():
 
 
 def test_nemo_rl_policy_kl_error_is_chi2_minus_kl_in_expectation():
-    """Documented as KL(train‖generation); the mean over generated tokens is χ²(rollout‖train) − KL(rollout‖train)."""
+    """Documented as KL(train‖generation); the mean over generated tokens is χ²(rollout‖train) −
+    KL(rollout‖train).
+    """
     rng = np.random.default_rng(3)
     mu, pi = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4))
     counts = np.rint(mu * 2000).astype(int)

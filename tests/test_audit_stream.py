@@ -104,7 +104,9 @@ def test_vocabulary_sums():
     v = Vocabulary()
     v.add(np.array([5, 2, 5]), np.array([1.0, 2.0, 3.0]))
     v.merge(Vocabulary(np.array([2, 9]), np.array([1, 1]), np.array([4.0, 8.0])))
-    assert v.ids.tolist() == [2, 5, 9] and v.counts.tolist() == [2, 2, 1] and v.sums.tolist() == [6.0, 4.0, 8.0]
+    assert (
+        v.ids.tolist() == [2, 5, 9] and v.counts.tolist() == [2, 2, 1] and v.sums.tolist() == [6.0, 4.0, 8.0]
+    )
 
 
 def test_position_bins_are_ordered_and_contain_their_start():
@@ -126,11 +128,18 @@ def logs(tmp_path):
         for _ in range(15):
             n = int(rng.integers(1, 60))
             mu = -rng.exponential(size=n)
-            lines.append(json.dumps({
-                "tokens": rng.integers(0, 50, n).tolist(), "rollout_log_probs": mu.tolist(), "rewards": float(rng.integers(0, 2)),
-                "log_probs": np.minimum(mu + 0.1 * rng.normal(size=n), 0).tolist(), "group": int(rng.integers(0, 9)),
-                "advantages": rng.normal(size=n).tolist(),
-            }))  # fmt: skip
+            lines.append(
+                json.dumps(
+                    {
+                        "tokens": rng.integers(0, 50, n).tolist(),
+                        "rollout_log_probs": mu.tolist(),
+                        "rewards": float(rng.integers(0, 2)),
+                        "log_probs": np.minimum(mu + 0.1 * rng.normal(size=n), 0).tolist(),
+                        "group": int(rng.integers(0, 9)),
+                        "advantages": rng.normal(size=n).tolist(),
+                    }
+                )
+            )
         if step == 3:
             lines[4] = "{broken"
         (folder / f"train_data_step{step}.jsonl").write_text("\n".join(lines) + "\n")
@@ -182,7 +191,9 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(logs, tmp_path, monkeypat
     updates = []
     monkeypatch.setattr(stream, "process", process)
     update = State.update
-    monkeypatch.setattr(State, "update", lambda self, batch, options: updates.append(1) or update(self, batch, options))
+    monkeypatch.setattr(
+        State, "update", lambda self, batch, options: updates.append(1) or update(self, batch, options)
+    )
     resumed = audit(logs, store=store)
     assert len(updates) == 2  # only the two files that were not finished are read again
     monkeypatch.setattr(State, "update", update)
@@ -240,7 +251,9 @@ def test_memory_does_not_grow_with_the_number_of_sequences(tmp_path):
     assert many < few + 6000 * 2000
 
 
-@pytest.mark.parametrize(("options", "word"), [({"engine": "dask"}, "engine"), ({"jobs": 0}, "jobs"), ({"jobs": -3}, "jobs")])
+@pytest.mark.parametrize(
+    ("options", "word"), [({"engine": "dask"}, "engine"), ({"jobs": 0}, "jobs"), ({"jobs": -3}, "jobs")]
+)
 def test_bad_engines_are_refused(logs, options, word):
     with pytest.raises(ValueError, match=word):
         audit(logs, **options)

@@ -25,7 +25,11 @@ def triton_rows():
 def pair(seed, n, vocab, scale):
     generator = torch.Generator().manual_seed(seed)
     p = 3 * torch.randn(n, vocab, generator=generator)
-    return p, p + scale * torch.randn(n, vocab, generator=generator), torch.randint(0, vocab, (n,), generator=generator)
+    return (
+        p,
+        p + scale * torch.randn(n, vocab, generator=generator),
+        torch.randint(0, vocab, (n,), generator=generator),
+    )
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 300, 1000])
@@ -86,7 +90,9 @@ def test_from_hidden_states(convert):
     h, g = rng.normal(size=(13, 6)).astype(np.float32), rng.normal(size=(13, 4)).astype(np.float32)
     a, b = rng.normal(size=(50, 6)).astype(np.float32), rng.normal(size=(50, 4)).astype(np.float32)
     tokens = rng.integers(0, 50, 13)
-    found = pair_statistics_from_hidden(*(convert(x) for x in (h, a, g, b)), convert(tokens), temperature=0.7, rows=5)
+    found = pair_statistics_from_hidden(
+        *(convert(x) for x in (h, a, g, b)), convert(tokens), temperature=0.7, rows=5
+    )
     whole = kernels.pair_statistics(h @ a.T / np.float32(0.7), g @ b.T / np.float32(0.7), tokens)
     for name in kernels.STATISTICS:
         assert close(found[name], whole[name], FLOAT32), name
@@ -97,11 +103,24 @@ def test_torch_logits_of_any_type_are_accepted():
     truth = kernels.pair_statistics(p.numpy(), q.numpy(), tokens.numpy())
     assert close(kernels.pair_statistics(p, q, tokens)["kl_pq"], truth["kl_pq"], LOOSE64)
     low = kernels.pair_statistics(p.bfloat16(), q.bfloat16(), tokens)
-    assert close(low["kl_pq"], kernels.pair_statistics(p.bfloat16().double(), q.bfloat16().double(), tokens)["kl_pq"], FLOAT32)
+    assert close(
+        low["kl_pq"],
+        kernels.pair_statistics(p.bfloat16().double(), q.bfloat16().double(), tokens)["kl_pq"],
+        FLOAT32,
+    )
 
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="hidden states"):
-        pair_statistics_from_hidden(np.ones((2, 3)), np.ones((5, 3)), np.ones((2, 3)), np.ones((6, 3)), np.zeros(2, int))
+        pair_statistics_from_hidden(
+            np.ones((2, 3)), np.ones((5, 3)), np.ones((2, 3)), np.ones((6, 3)), np.zeros(2, int)
+        )
     with pytest.raises(ValueError, match="temperature"):
-        pair_statistics_from_hidden(np.ones((2, 3)), np.ones((5, 3)), np.ones((2, 3)), np.ones((5, 3)), np.zeros(2, int), temperature=0)
+        pair_statistics_from_hidden(
+            np.ones((2, 3)),
+            np.ones((5, 3)),
+            np.ones((2, 3)),
+            np.ones((5, 3)),
+            np.zeros(2, int),
+            temperature=0,
+        )

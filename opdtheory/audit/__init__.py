@@ -1,4 +1,6 @@
-"""Real logs: read them, measure them in bounded memory, and say what bounds, masks and estimators say about them."""
+"""Real logs: read them, measure them in bounded memory, and say what bounds, masks and estimators say about
+them.
+"""
 
 from __future__ import annotations
 

@@ -23,15 +23,17 @@ def audit_logs(
     """Audit rollout logs: files, folders, or a dictionary of arrays.
 
     Args:
-        data: paths, or arrays by name: ``tokens``, ``response_mask`` (B, T), ``log_probs`` or ``old_log_probs``,
-            ``rollout_log_probs``, ``teacher_log_probs`` (B, T) in nats, ``rewards`` (B,), ``group`` (B,), full
-            ``logits``, ``rollout_logits``, ``teacher_logits`` (B, T, V), top-k tables (B, T, k).
+        data: paths, or arrays by name: ``tokens``, ``response_mask`` (B, T), ``log_probs`` or
+            ``old_log_probs``, ``rollout_log_probs``, ``teacher_log_probs`` (B, T) in nats, ``rewards``
+            (B,), ``group`` (B,), full ``logits``, ``rollout_logits``, ``teacher_logits`` (B, T, V), top-k
+            tables (B, T, k).
         format: one of the readers' formats; found out from the content if None.
         jobs, engine: processes, and "local" or "ray".
         store: folder for finished parts; a later call with the same settings goes on from there.
-        strict: raise ValueError for the first faulty input; otherwise faults are collected in ``report.errors``.
-        options: fields of ``Settings``: reward_range, temperature, top_p, group, confidence, compat, redact, alpha, topk,
-            token_texts (a tokenizer folder).
+        strict: raise ValueError for the first faulty input; otherwise faults are collected in
+            ``report.errors``.
+        options: fields of ``Settings``: reward_range, temperature, top_p, group, confidence, compat,
+            redact, alpha, topk, token_texts (a tokenizer folder).
 
     Returns:
         A report with ``to_dict()``, ``to_html()`` and ``table()``.  KL directions are in the names:
@@ -64,7 +66,11 @@ def audit_logs(
         except InputError as error:
             faults.append(str(error))
     folder = None if store is None else Path(store)
-    outcome = run(parts, settings, jobs=jobs, engine=engine, store=folder, progress=progress) if parts else Outcome()
+    outcome = (
+        run(parts, settings, jobs=jobs, engine=engine, store=folder, progress=progress)
+        if parts
+        else Outcome()
+    )
     outcome = replace(outcome, errors=faults + outcome.errors)
     if strict and outcome.errors:
         raise ValueError(outcome.errors[0])

@@ -21,25 +21,55 @@ TOKEN_COLUMNS = (
 LOG_PROB_COLUMNS = TOKEN_COLUMNS[:5]
 
 ALIASES: dict[str, str] = {
-    "logprobs": "log_probs", "per_token_logps": "log_probs", "curr_logprobs": "log_probs",
-    "trainer_logprobs": "log_probs", "policy_log_probs": "log_probs", "actor_log_probs": "log_probs",
-    "old_logprobs": "old_log_probs", "old_per_token_logps": "old_log_probs", "prev_logprobs": "old_log_probs",
-    "rollout_logprobs": "rollout_log_probs", "sampling_per_token_logps": "rollout_log_probs",
-    "generation_logprobs": "rollout_log_probs", "inference_logprobs": "rollout_log_probs",
-    "sampling_logprobs": "rollout_log_probs", "behavior_log_probs": "rollout_log_probs",
-    "ref_log_prob": "ref_log_probs", "ref_logprobs": "ref_log_probs", "ref_per_token_logps": "ref_log_probs",
+    "logprobs": "log_probs",
+    "per_token_logps": "log_probs",
+    "curr_logprobs": "log_probs",
+    "trainer_logprobs": "log_probs",
+    "policy_log_probs": "log_probs",
+    "actor_log_probs": "log_probs",
+    "old_logprobs": "old_log_probs",
+    "old_per_token_logps": "old_log_probs",
+    "prev_logprobs": "old_log_probs",
+    "rollout_logprobs": "rollout_log_probs",
+    "sampling_per_token_logps": "rollout_log_probs",
+    "generation_logprobs": "rollout_log_probs",
+    "inference_logprobs": "rollout_log_probs",
+    "sampling_logprobs": "rollout_log_probs",
+    "behavior_log_probs": "rollout_log_probs",
+    "ref_log_prob": "ref_log_probs",
+    "ref_logprobs": "ref_log_probs",
+    "ref_per_token_logps": "ref_log_probs",
     "reference_policy_logprobs": "ref_log_probs",
-    "teacher_logprobs": "teacher_log_probs", "teacher_per_token_logps": "teacher_log_probs",
-    "completion_mask": "response_mask", "loss_mask": "response_mask", "token_mask": "response_mask",
-    "token_loss_mask": "response_mask", "loss_masks": "response_mask",
-    "token_ids": "tokens", "input_ids": "tokens", "completion_ids": "tokens", "responses": "tokens",
-    "reward": "rewards", "scores": "rewards", "advantage": "advantages",
-    "prompt_id": "group", "group_id": "group", "group_index": "group", "uid": "group", "prompt_ids_hash": "group",
-    "entropies": "entropy", "train_logits": "logits", "student_logits": "logits", "sampler_logits": "rollout_logits",
-    "sample_loss_mask": "sample_mask", "response_length": "response_lengths",
-    "topk_ids": "train_topk_ids", "topk_log_probs": "train_topk_log_probs",
-    "log_probs_topk_ids": "train_topk_ids", "log_probs_topk": "train_topk_log_probs",
-}  # fmt: skip
+    "teacher_logprobs": "teacher_log_probs",
+    "teacher_per_token_logps": "teacher_log_probs",
+    "completion_mask": "response_mask",
+    "loss_mask": "response_mask",
+    "token_mask": "response_mask",
+    "token_loss_mask": "response_mask",
+    "loss_masks": "response_mask",
+    "token_ids": "tokens",
+    "input_ids": "tokens",
+    "completion_ids": "tokens",
+    "responses": "tokens",
+    "reward": "rewards",
+    "scores": "rewards",
+    "advantage": "advantages",
+    "prompt_id": "group",
+    "group_id": "group",
+    "group_index": "group",
+    "uid": "group",
+    "prompt_ids_hash": "group",
+    "entropies": "entropy",
+    "train_logits": "logits",
+    "student_logits": "logits",
+    "sampler_logits": "rollout_logits",
+    "sample_loss_mask": "sample_mask",
+    "response_length": "response_lengths",
+    "topk_ids": "train_topk_ids",
+    "topk_log_probs": "train_topk_log_probs",
+    "log_probs_topk_ids": "train_topk_ids",
+    "log_probs_topk": "train_topk_log_probs",
+}
 """Names other trainers use for the canonical columns."""
 
 LOGIT_POLICIES = {"logits": "train", "rollout_logits": "rollout", "teacher_logits": "teacher"}
@@ -56,7 +86,9 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Rows:
-    """Full-vocabulary logits of a batch, fetched a few rows at a time: ``fetch(start, stop)`` → float32 (n, V)."""
+    """Full-vocabulary logits of a batch, fetched a few rows at a time: ``fetch(start, stop)`` → float32 (n,
+    V).
+    """
 
     vocab: int
     fetch: Callable[[int, int], np.ndarray]
@@ -71,9 +103,9 @@ class Batch:
     """B sequences, N kept tokens.
 
     ``tokens`` (N,) int64 (−1 unknown), ``offsets`` (B+1,), ``positions`` (N,) index inside the response,
-    ``columns`` name → (N,) float64, ``rewards`` (B,) or None, ``group`` (B,) uint64 prompt keys, ``ids`` (B,)
-    names for messages, ``logits`` policy → ``Rows`` of N rows, ``topk`` policy → (ids (N,k), log-probs (N,k)),
-    ``dropped`` masked-out tokens per sequence.
+    ``columns`` name → (N,) float64, ``rewards`` (B,) or None, ``group`` (B,) uint64 prompt keys, ``ids``
+    (B,) names for messages, ``logits`` policy → ``Rows`` of N rows, ``topk`` policy → (ids (N,k), log-probs
+    (N,k)), ``dropped`` masked-out tokens per sequence.
     """
 
     source: str
@@ -148,7 +180,9 @@ def group_key(value: Any) -> int:
 
 @dataclass
 class Sequence_:
-    """One sequence as a reader sees it, before masks are applied: every per-token field has ``length`` entries."""
+    """One sequence as a reader sees it, before masks are applied: every per-token field has ``length``
+    entries.
+    """
 
     name: str
     length: int
@@ -162,7 +196,9 @@ class Sequence_:
 
 
 def assemble(source: str, sequences: Sequence[Sequence_], step: int | None = None) -> Batch:
-    """Join checked sequences into a batch, dropping masked-out tokens; columns missing in some become NaN there."""
+    """Join checked sequences into a batch, dropping masked-out tokens; columns missing in some become NaN
+    there.
+    """
     names = sorted({name for s in sequences for name in s.columns})
     keep = [np.ones(s.length, dtype=bool) if s.mask is None else s.mask for s in sequences]
     lengths = np.array([int(k.sum()) for k in keep], dtype=np.int64)
@@ -183,8 +219,12 @@ def assemble(source: str, sequences: Sequence[Sequence_], step: int | None = Non
         tokens=join(lambda s: np.full(s.length, -1) if s.tokens is None else s.tokens, np.int64),
         offsets=offsets,
         positions=np.concatenate(positions).astype(np.int64) if positions else np.zeros(0, np.int64),
-        columns={n: join(lambda s, n=n: s.columns.get(n, np.full(s.length, np.nan)), np.float64) for n in names},
-        group=np.array([group_key(s.name if s.group is None else s.group) for s in sequences], dtype=np.uint64),
+        columns={
+            n: join(lambda s, n=n: s.columns.get(n, np.full(s.length, np.nan)), np.float64) for n in names
+        },
+        group=np.array(
+            [group_key(s.name if s.group is None else s.group) for s in sequences], dtype=np.uint64
+        ),
         ids=[s.name for s in sequences],
         rewards=None if np.isnan(rewards).all() else rewards,
         topk={p: _join_topk([s.topk.get(p) for s in sequences], keep) for p in policies},
@@ -195,7 +235,9 @@ def assemble(source: str, sequences: Sequence[Sequence_], step: int | None = Non
     )
 
 
-def _join_topk(parts: list[tuple[np.ndarray, np.ndarray] | None], keep: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _join_topk(
+    parts: list[tuple[np.ndarray, np.ndarray] | None], keep: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Stack top-k tables of different widths; unused places get id −1 and log-probability −inf."""
     k = max(p[0].shape[1] for p in parts if p is not None)
     ids, logps = [], []

@@ -33,7 +33,9 @@ class Moments2:
     sums: np.ndarray = field(default_factory=lambda: np.zeros(6))
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.sums = self.sums + np.array([len(x), x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum()])
+        self.sums = self.sums + np.array(
+            [len(x), x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum()]
+        )
 
     def merge(self, other: Moments2) -> None:
         self.sums = self.sums + other.sums
@@ -64,7 +66,9 @@ class Checks:
 
     def note(self, code: str, places: Iterable[str], count: int) -> None:
         if count:
-            self.findings.setdefault(code, Finding()).merge(Finding(count, [p for _, p in zip(range(PLACES), places, strict=False)]))
+            self.findings.setdefault(code, Finding()).merge(
+                Finding(count, [p for _, p in zip(range(PLACES), places, strict=False)])
+            )
 
     def pair(self, name: str, x: np.ndarray, y: np.ndarray) -> None:
         if len(x):
@@ -109,14 +113,18 @@ class Checks:
         self.pair("rollout_train", mu[ok], pi[ok])
         log_w = batch.sums(drawn.ell)[drawn.complete]
         finite = np.isfinite(log_w)
-        self.pair("length_abs_log_w", batch.lengths[drawn.complete][finite].astype(float), np.abs(log_w[finite]))
+        self.pair(
+            "length_abs_log_w", batch.lengths[drawn.complete][finite].astype(float), np.abs(log_w[finite])
+        )
         saturated = np.flatnonzero(np.abs(log_w) > CLAMP)
         names = np.asarray(batch.ids, dtype=object)[drawn.complete]
         self.note("clamped_sequence", (f"{batch.source}: {names[i]}" for i in saturated), len(saturated))
         self._lags(batch, mu, pi, ok)
 
     def _lags(self, batch: Batch, mu: np.ndarray, pi: np.ndarray, ok: np.ndarray) -> None:
-        """Mean |π at t+s − μ at t| for shifts s = −1, 0, 1 over interior tokens: an off-by-one makes s≠0 the smallest."""
+        """Mean |π at t+s − μ at t| for shifts s = −1, 0, 1 over interior tokens: an off-by-one makes s≠0
+        the smallest.
+        """
         n = len(mu)
         if n < 3:
             return

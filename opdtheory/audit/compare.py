@@ -22,14 +22,23 @@ def load(path: Path) -> dict[str, Any]:
     """A report written by ``audit --json``; ValueError naming the file otherwise."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(str(path), "", f"{path.stat().st_size} bytes", f"a report of at most {MAX_BYTES}")
+            raise InputError(
+                str(path), "", f"{path.stat().st_size} bytes", f"a report of at most {MAX_BYTES}"
+            )
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(str(path), "", str(getattr(error, "strerror", None) or error)[:80], "a report written by audit --json") from None
+        raise InputError(
+            str(path),
+            "",
+            str(getattr(error, "strerror", None) or error)[:80],
+            "a report written by audit --json",
+        ) from None
     if not isinstance(document, dict) or "metrics" not in document or "schema_version" not in document:
-        raise InputError(str(path), "", "no 'metrics' and 'schema_version'", "a report written by audit --json")
+        raise InputError(
+            str(path), "", "no 'metrics' and 'schema_version'", "a report written by audit --json"
+        )
     return document
 
 
@@ -42,7 +51,16 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, An
     for name in sorted(set(a["metrics"]) | set(b["metrics"])):
         left, right = a["metrics"].get(name), b["metrics"].get(name)
         if left is None or right is None:
-            out.append({"metric": name, "a": _value(left), "b": _value(right), "change": None, "relative": None, "separated": None})
+            out.append(
+                {
+                    "metric": name,
+                    "a": _value(left),
+                    "b": _value(right),
+                    "change": None,
+                    "relative": None,
+                    "separated": None,
+                }
+            )
             continue
         x, y = float(left["value"]), float(right["value"])
         change = y - x if math.isfinite(x) and math.isfinite(y) else None if x == y else math.inf
@@ -52,8 +70,12 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, An
         if left["interval"] and right["interval"]:
             (l0, l1), (r0, r1) = ([float(v) for v in m["interval"]] for m in (left, right))
             separated = l1 < r0 or r1 < l0
-        out.append({"metric": name, "a": x, "b": y, "change": change, "relative": relative, "separated": separated})
-    return sorted(out, key=lambda d: (-(abs(d["relative"]) if d["relative"] is not None else -1.0), d["metric"]))
+        out.append(
+            {"metric": name, "a": x, "b": y, "change": change, "relative": relative, "separated": separated}
+        )
+    return sorted(
+        out, key=lambda d: (-(abs(d["relative"]) if d["relative"] is not None else -1.0), d["metric"])
+    )
 
 
 def _value(metric: Mapping[str, Any] | None) -> float | None:

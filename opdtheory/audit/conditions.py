@@ -1,8 +1,9 @@
 """``--fail-on`` expressions: comparisons of metrics, parsed as syntax trees and never evaluated as code.
 
-A metric is written by its name, ``kl_rollout_train/mean``; ``.low`` and ``.high`` are the ends of its interval;
-``warnings`` and ``errors`` are counts, ``warning:CODE`` counts one kind, ``mask:NAME`` is the kept token fraction.
-Division needs spaces around its sign.  Allowed besides: numbers, + − * /, comparisons, and, or, not, parentheses.
+A metric is written by its name, ``kl_rollout_train/mean``; ``.low`` and ``.high`` are the ends of its
+interval; ``warnings`` and ``errors`` are counts, ``warning:CODE`` counts one kind, ``mask:NAME`` is the
+kept token fraction. Division needs spaces around its sign.  Allowed besides: numbers, + − * /, comparisons,
+and, or, not, parentheses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_NAME = re.compile(r"(?:warning:|mask:)?[A-Za-z_][A-Za-z0-9_]*(?:[/:-][A-Za-z0-9_.-]*[A-Za-z0-9_])*(?:\.(?:low|high))?")
+_NAME = re.compile(
+    r"(?:warning:|mask:)?[A-Za-z_][A-Za-z0-9_]*(?:[/:-][A-Za-z0-9_.-]*[A-Za-z0-9_])*(?:\.(?:low|high))?"
+)
 _WORDS = {"and", "or", "not", "inf"}
 _ARITHMETIC: Mapping[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -45,7 +48,10 @@ def fails(expression: str, values: Mapping[str, float | None]) -> bool:
     tree, names = _parse(expression)
     result = _evaluate(tree, names, values)
     if not isinstance(result, bool):
-        raise ValueError(f"condition {expression!r}: got a number, expected a comparison such as kl_rollout_train/mean > 0.01")
+        raise ValueError(
+            f"condition {expression!r}: got a number, expected a comparison such as "
+            "kl_rollout_train/mean > 0.01"
+        )
     return result
 
 
@@ -63,23 +69,46 @@ def _parse(expression: str) -> tuple[ast.expr, dict[str, str]]:
         return f" {key} "
 
     # numbers in exponent form must not be taken for names
-    text = re.sub(r"(?<![\w/.:-])(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|" + _NAME.pattern, lambda m: m.group() if m.group()[0] in "0123456789." else replace(m), expression)
+    text = re.sub(
+        r"(?<![\w/.:-])(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|" + _NAME.pattern,
+        lambda m: m.group() if m.group()[0] in "0123456789." else replace(m),
+        expression,
+    )
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"condition {expression!r}: not an expression; expected for example kl_rollout_train/mean > 0.01") from None
+        raise ValueError(
+            f"condition {expression!r}: not an expression; expected for example kl_rollout_train/mean > 0.01"
+        ) from None
     _allowed(tree, expression)
     return tree, names
 
 
 def _allowed(tree: ast.expr, expression: str) -> None:
     nodes = (
-        ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.BoolOp, ast.UnaryOp, ast.Compare, ast.And, ast.Or, ast.Not,
-        ast.USub, ast.UAdd, *_ARITHMETIC, *_COMPARISONS,
-    )  # fmt: skip
+        ast.Name,
+        ast.Load,
+        ast.Constant,
+        ast.BinOp,
+        ast.BoolOp,
+        ast.UnaryOp,
+        ast.Compare,
+        ast.And,
+        ast.Or,
+        ast.Not,
+        ast.USub,
+        ast.UAdd,
+        *_ARITHMETIC,
+        *_COMPARISONS,
+    )
     for node in ast.walk(tree):
-        if not isinstance(node, nodes) or (isinstance(node, ast.Constant) and type(node.value) not in (int, float)):
-            raise ValueError(f"condition {expression!r}: {type(node).__name__} is not allowed; expected metrics, numbers, comparisons, and/or/not")
+        if not isinstance(node, nodes) or (
+            isinstance(node, ast.Constant) and type(node.value) not in (int, float)
+        ):
+            raise ValueError(
+                f"condition {expression!r}: {type(node).__name__} is not allowed; expected metrics, "
+                "numbers, comparisons, and/or/not"
+            )
 
 
 def _evaluate(node: ast.expr, names: Mapping[str, str], values: Mapping[str, float | None]) -> Any:
@@ -99,7 +128,9 @@ def _evaluate(node: ast.expr, names: Mapping[str, str], values: Mapping[str, flo
             return not inner
         return -inner if isinstance(node.op, ast.USub) else inner
     if isinstance(node, ast.BinOp):
-        return _ARITHMETIC[type(node.op)](_evaluate(node.left, names, values), _evaluate(node.right, names, values))
+        return _ARITHMETIC[type(node.op)](
+            _evaluate(node.left, names, values), _evaluate(node.right, names, values)
+        )
     if isinstance(node, ast.BoolOp):
         parts = [bool(_evaluate(v, names, values)) for v in node.values]
         return all(parts) if isinstance(node.op, ast.And) else any(parts)
@@ -116,9 +147,11 @@ def _evaluate(node: ast.expr, names: Mapping[str, str], values: Mapping[str, flo
 def values_of(document: Mapping[str, Any]) -> dict[str, float | None]:
     """What a condition may name, from a report's dictionary."""
     out: dict[str, float | None] = {
-        "warnings": len([w for w in document["warnings"] if w["code"] != "compat"]), "errors": len(document["errors"]),
-        "sequences": document["sequences"], "tokens": document["tokens"],
-    }  # fmt: skip
+        "warnings": len([w for w in document["warnings"] if w["code"] != "compat"]),
+        "errors": len(document["errors"]),
+        "sequences": document["sequences"],
+        "tokens": document["tokens"],
+    }
     for name, metric in document["metrics"].items():
         out[name] = float(metric["value"])
         if metric["interval"] is not None:

@@ -13,24 +13,41 @@ from opdtheory.audit.topk import topk_statistics
 
 CHUNK_BYTES = 32 << 20
 _TRAIN_NAMES = {
-    "kl_pq": "kl_rollout_train", "kl_qp": "kl_train_rollout", "tv": "tv", "chi2_qp": "chi2_train_rollout", "jsd": "jsd",
-    "hellinger2": "hellinger2", "max_abs_log_ratio": "max_abs_log_ratio", "topk_kl": "topk_kl", "topk_tv": "topk_tv",
-    "entropy_p": "entropy_rollout", "entropy_q": "entropy_train",
-}  # fmt: skip
+    "kl_pq": "kl_rollout_train",
+    "kl_qp": "kl_train_rollout",
+    "tv": "tv",
+    "chi2_qp": "chi2_train_rollout",
+    "jsd": "jsd",
+    "hellinger2": "hellinger2",
+    "max_abs_log_ratio": "max_abs_log_ratio",
+    "topk_kl": "topk_kl",
+    "topk_tv": "topk_tv",
+    "entropy_p": "entropy_rollout",
+    "entropy_q": "entropy_train",
+}
 _TEACHER_NAMES = {
-    "kl_pq": "kl_student_teacher", "kl_qp": "kl_teacher_student", "tv": "tv_student_teacher",
-    "chi2_qp": "chi2_teacher_student", "jsd": "jsd_student_teacher", "hellinger2": "hellinger2_student_teacher",
-    "max_abs_log_ratio": "max_abs_log_ratio_student_teacher", "topk_kl": "topk_kl_student_teacher",
-    "topk_tv": "topk_tv_student_teacher", "entropy_p": "entropy_student", "entropy_q": "entropy_teacher",
+    "kl_pq": "kl_student_teacher",
+    "kl_qp": "kl_teacher_student",
+    "tv": "tv_student_teacher",
+    "chi2_qp": "chi2_teacher_student",
+    "jsd": "jsd_student_teacher",
+    "hellinger2": "hellinger2_student_teacher",
+    "max_abs_log_ratio": "max_abs_log_ratio_student_teacher",
+    "topk_kl": "topk_kl_student_teacher",
+    "topk_tv": "topk_tv_student_teacher",
+    "entropy_p": "entropy_student",
+    "entropy_q": "entropy_teacher",
     "topd_second_moment": "topd_second_moment",
-}  # fmt: skip
+}
 _LOG_PROB_OF = {"train": "log_probs", "rollout": "rollout_log_probs", "teacher": "teacher_log_probs"}
 
 
 def measure(batch: Batch, settings: Settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(statistics (N,), columns): the columns gain the drawn tokens' log-probabilities that the logits imply.
+    """(statistics (N,), columns): the columns gain the drawn tokens' log-probabilities that the logits
+    imply.
 
-    Recorded log-probabilities are kept beside as ``recorded_*`` statistics' differences, see ``recorded_gap:*``.
+    Recorded log-probabilities are kept beside as ``recorded_*`` statistics' differences, see
+    ``recorded_gap:*``.
     """
     columns = dict(batch.columns)
     stats: dict[str, np.ndarray] = {}
@@ -49,7 +66,13 @@ def measure(batch: Batch, settings: Settings) -> tuple[dict[str, np.ndarray], di
         _take(columns, stats, policy, values["logp_p"])
     stats |= topk_statistics(batch, stats)
     for policy in ("rollout", "train", "student", "teacher"):
-        name = _LOG_PROB_OF.get("rollout" if policy == "student" and student == "rollout" else "train" if policy == "student" else policy)
+        name = _LOG_PROB_OF.get(
+            "rollout"
+            if policy == "student" and student == "rollout"
+            else "train"
+            if policy == "student"
+            else policy
+        )
         if f"entropy_{policy}" in stats and name in columns:
             # E[−log p(a) − H] = 0 for a token drawn from p: a wrong temperature shows here
             stats[f"surprise_{policy}"] = -columns[name] - stats[f"entropy_{policy}"]
@@ -74,7 +97,9 @@ def _pair(
     return {label: out[name] for name, label in names.items()}
 
 
-def _take(columns: dict[str, np.ndarray], stats: dict[str, np.ndarray], policy: str, implied: np.ndarray) -> None:
+def _take(
+    columns: dict[str, np.ndarray], stats: dict[str, np.ndarray], policy: str, implied: np.ndarray
+) -> None:
     """Use the log-probabilities that the logits imply; note how far recorded ones are from them."""
     name = _LOG_PROB_OF[policy]
     if policy == "train" and name not in columns and "old_log_probs" in columns:
@@ -102,7 +127,9 @@ def _chunks(n: int, vocab: int) -> list[tuple[int, int]]:
 
 
 def prepare(rows: np.ndarray, settings: Settings, policy: str) -> np.ndarray:
-    """Logits at the sampler's settings: divided by the temperature; the rollout policy's also cut to its top-p nucleus."""
+    """Logits at the sampler's settings: divided by the temperature; the rollout policy's also cut to its
+    top-p nucleus.
+    """
     rows = np.ascontiguousarray(rows, dtype=np.float64 if rows.dtype == np.float64 else np.float32)
     if settings.temperature != 1.0:
         rows = rows / rows.dtype.type(settings.temperature)

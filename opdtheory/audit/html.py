@@ -13,30 +13,60 @@ if TYPE_CHECKING:
     from opdtheory.audit.report import Report
 
 DISTRIBUTIONS = (
-    "kl_rollout_train", "tv", "abs_log_ratio", "log_ratio", "k3", "topk_kl", "kl_student_teacher", "opd_reward",
-    "topd_reward", "entropy_train",
-)  # fmt: skip
+    "kl_rollout_train",
+    "tv",
+    "abs_log_ratio",
+    "log_ratio",
+    "k3",
+    "topk_kl",
+    "kl_student_teacher",
+    "opd_reward",
+    "topd_reward",
+    "entropy_train",
+)
 SEQUENCE_DISTRIBUTIONS = ("seq_log_w", "seq_sum_k3", "seq_max_abs_log_ratio", "length", "reward")
 PROFILES = ("abs_log_ratio", "log_ratio", "kl_rollout_train", "tv", "k3", "kl_student_teacher")
 GROUPS = (
     ("Rollout against trainer", ("kl_", "tv", "chi2_", "jsd", "hellinger2", "topk_", "binary_", "max_abs")),
-    ("Sampled estimators and ratios", ("k1", "k2", "k3", "ratio", "log_ratio", "abs_log_ratio", "chi2_sampled", "tv_sampled", "seq_", "token_eff")),
+    (
+        "Sampled estimators and ratios",
+        (
+            "k1",
+            "k2",
+            "k3",
+            "ratio",
+            "log_ratio",
+            "abs_log_ratio",
+            "chi2_sampled",
+            "tv_sampled",
+            "seq_",
+            "token_eff",
+        ),
+    ),
     ("Distillation", ("opd_", "topd_", "tropd_")),
     ("Dashboard names", ("rollout_corr/", "compat/")),
-)  # fmt: skip
+)
 
 
 def render(report: Report) -> str:
     """The page; the report's dictionary feeds it, so that redaction reaches it too."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("opdtheory.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("opdtheory.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["show"] = show
     document = report.to_dict()
     return environment.get_template("audit.html.j2").render(
-        document=document, tables=_tables(document), charts=_charts(report), profiles=_profiles(document),
-        heat=_heat(document), marked=[] if report.settings.redact else _marked(report, document), headlines=_headlines(document),
-    )  # fmt: skip
+        document=document,
+        tables=_tables(document),
+        charts=_charts(report),
+        profiles=_profiles(document),
+        heat=_heat(document),
+        marked=[] if report.settings.redact else _marked(report, document),
+        headlines=_headlines(document),
+    )
 
 
 def show(value: Any) -> str:
@@ -58,7 +88,9 @@ def _headlines(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _tables(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
     """Metrics in groups; each goes to the last group that one of its prefixes names."""
-    chosen: dict[str, list[tuple[str, dict[str, Any]]]] = {title: [] for title, _ in GROUPS} | {"Everything else": []}
+    chosen: dict[str, list[tuple[str, dict[str, Any]]]] = {title: [] for title, _ in GROUPS} | {
+        "Everything else": []
+    }
     for name, metric in document["metrics"].items():
         titles = [title for title, prefixes in GROUPS if name.startswith(prefixes)]
         title = "Distillation" if "teacher" in name else titles[-1] if titles else "Everything else"
@@ -80,13 +112,21 @@ def _profiles(document: dict[str, Any]) -> list[tuple[str, str]]:
     for name in PROFILES:
         have = [r for r in rows if name in r]
         if have:
-            out.append((name, svg.line([r["position"] for r in have], [r[name] for r in have], f"Mean {name}")))
+            out.append(
+                (name, svg.line([r["position"] for r in have], [r[name] for r in have], f"Mean {name}"))
+            )
     return [(name, chart) for name, chart in out if chart]
 
 
 def _heat(document: dict[str, Any]) -> str:
     rows = document["heat"]
-    return svg.heat([r["values"] for r in rows], [r["sequence"] for r in rows], "Divergence by sequence and token") if rows else ""
+    return (
+        svg.heat(
+            [r["values"] for r in rows], [r["sequence"] for r in rows], "Divergence by sequence and token"
+        )
+        if rows
+        else ""
+    )
 
 
 def _marked(report: Report, document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -102,7 +142,11 @@ def _marked(report: Report, document: dict[str, Any]) -> list[dict[str, Any]]:
         low = max(high * 1e-4, 1e-12)
         span = math.log(high / low) if high > low else 1.0
         parts = [
-            {"text": t if t is not None else f"⟨{i}⟩", "value": v, "shade": round(0.75 * svg.shade(v, low, span), 2)}
+            {
+                "text": t if t is not None else f"⟨{i}⟩",
+                "value": v,
+                "shade": round(0.75 * svg.shade(v, low, span), 2),
+            }
             for t, i, v in zip(texts, tokens, values, strict=True)
         ]
         out.append({"sequence": row["sequence"], "mean": row["mean"], "parts": parts})

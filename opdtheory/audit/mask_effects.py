@@ -1,7 +1,7 @@
 """What every mask of the field would remove from this batch.
 
-Masks come from ``opdtheory.masks``; those that need advantages, a teacher or full-vocabulary divergences appear
-only where these were recorded.  A sequence counts as kept when at least one of its tokens is.
+Masks come from ``opdtheory.masks``; those that need advantages, a teacher or full-vocabulary divergences
+appear only where these were recorded.  A sequence counts as kept when at least one of its tokens is.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ class MaskCount:
 
 
 def keep_masks(
-    batch: Batch, drawn: Drawn | None, teacher: Drawn | None, exact: Mapping[str, np.ndarray], sum_k3: float = DEFAULT_SUM_K3
+    batch: Batch,
+    drawn: Drawn | None,
+    teacher: Drawn | None,
+    exact: Mapping[str, np.ndarray],
+    sum_k3: float = DEFAULT_SUM_K3,
 ) -> dict[str, tuple[dict[str, float], np.ndarray]]:
     """Name → (parameters, kept tokens (N,)).
 
-    ``exact`` holds full-vocabulary (N,) divergences ``tv``, ``kl_rollout_train``, ``topk_tv``, ``topk_kl`` where known.
-    Unusable tokens have ratio 1 here and are kept.
+    ``exact`` holds full-vocabulary (N,) divergences ``tv``, ``kl_rollout_train``, ``topk_tv``, ``topk_kl``
+    where known. Unusable tokens have ratio 1 here and are kept.
     """
     out: dict[str, tuple[dict[str, float], np.ndarray]] = {}
     response = batch.response_mask
@@ -67,8 +71,12 @@ def keep_masks(
         sequences("sum_k3", masks.sum_k3(pi, mu, response, delta=sum_k3), delta=sum_k3)
         if "kl_rollout_train" in exact:
             kl = batch.padded(exact["kl_rollout_train"])
-            sequences("trm_exact_max", masks.trm_from_divergence(kl, response, delta_max=0.05), delta_max=0.05)
-            sequences("trm_exact_avg", masks.trm_from_divergence(kl, response, delta_avg=1e-3), delta_avg=1e-3)
+            sequences(
+                "trm_exact_max", masks.trm_from_divergence(kl, response, delta_max=0.05), delta_max=0.05
+            )
+            sequences(
+                "trm_exact_avg", masks.trm_from_divergence(kl, response, delta_avg=1e-3), delta_avg=1e-3
+            )
         if "advantages" in batch.columns:
             _with_advantages(batch, drawn, exact, mu, pi, response, tokens)
     if teacher is not None:
@@ -79,11 +87,13 @@ def keep_masks(
     return out
 
 
-def _with_advantages(batch: Batch, drawn: Drawn, exact: Mapping[str, np.ndarray], mu, pi, response, tokens) -> None:  # type: ignore[no-untyped-def]
+def _with_advantages(
+    batch: Batch, drawn: Drawn, exact: Mapping[str, np.ndarray], mu, pi, response, tokens
+) -> None:  # type: ignore[no-untyped-def]
     advantages = batch.padded(np.nan_to_num(batch.columns["advantages"]))
     old = batch.columns.get("old_log_probs")
     for name, method in masks.METHODS.items():
-        if method.mask == "none" or name.endswith("_scaling") and method.divergence is None:
+        if method.mask == "none" or (name.endswith("_scaling") and method.divergence is None):
             continue
         anchor = None
         if method.anchor == "old":
@@ -95,7 +105,9 @@ def _with_advantages(batch: Batch, drawn: Drawn, exact: Mapping[str, np.ndarray]
             if method.divergence not in exact:
                 continue
             divergence = batch.padded(exact[method.divergence])
-        kept = masks.method_mask(method, pi, mu, advantages, response, old_log_probs=anchor, divergence=divergence)
+        kept = masks.method_mask(
+            method, pi, mu, advantages, response, old_log_probs=anchor, divergence=divergence
+        )
         tokens(name, kept, **method.parameters)
     for name, delta in (("tv", 0.15), ("kl_rollout_train", 0.05)):
         if name in exact:

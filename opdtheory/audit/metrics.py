@@ -1,8 +1,9 @@
-"""From a state to named numbers, each with what it is (exact, lower, upper, estimate), its interval and population.
+"""From a state to named numbers, each with what it is (exact, lower, upper, estimate), its interval and
+population.
 
-``exact`` speaks of the data at hand: the mean of full-vocabulary divergences over the contexts that were visited.
-The interval beside it is for the expectation over fresh prompts; it is cluster-robust (prompts are the independent
-units) and asymptotic.  Finite-sample statements are the certificates'.
+``exact`` speaks of the data at hand: the mean of full-vocabulary divergences over the contexts that were
+visited. The interval beside it is for the expectation over fresh prompts; it is cluster-robust (prompts are
+the independent units) and asymptotic.  Finite-sample statements are the certificates'.
 """
 
 from __future__ import annotations
@@ -19,12 +20,30 @@ from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
 
 VISITED, ALL, SAMPLED, SEQUENCES = "visited contexts", "all contexts", "sampled tokens", "sequences"
-FULL = frozenset({
-    "kl_rollout_train", "kl_train_rollout", "tv", "chi2_train_rollout", "jsd", "hellinger2", "max_abs_log_ratio",
-    "entropy_rollout", "entropy_train", "entropy_student", "entropy_teacher", "kl_student_teacher",
-    "kl_teacher_student", "tv_student_teacher", "chi2_teacher_student", "jsd_student_teacher",
-    "hellinger2_student_teacher", "max_abs_log_ratio_student_teacher", "topd_second_moment", "tropd_accept_exact",
-})  # fmt: skip
+FULL = frozenset(
+    {
+        "kl_rollout_train",
+        "kl_train_rollout",
+        "tv",
+        "chi2_train_rollout",
+        "jsd",
+        "hellinger2",
+        "max_abs_log_ratio",
+        "entropy_rollout",
+        "entropy_train",
+        "entropy_student",
+        "entropy_teacher",
+        "kl_student_teacher",
+        "kl_teacher_student",
+        "tv_student_teacher",
+        "chi2_teacher_student",
+        "jsd_student_teacher",
+        "hellinger2_student_teacher",
+        "max_abs_log_ratio_student_teacher",
+        "topd_second_moment",
+        "tropd_accept_exact",
+    }
+)
 """Known from full logits: exact in every visited context."""
 PARTITION = frozenset({
     "topk_kl", "topk_tv", "topk_kl_reverse", "binary_kl", "binary_tv", "topk_kl_student_teacher",
@@ -50,7 +69,12 @@ class Metric:
     interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "kind": self.kind, "interval": None if self.interval is None else list(self.interval), "over": self.over}
+        return {
+            "value": self.value,
+            "kind": self.kind,
+            "interval": None if self.interval is None else list(self.interval),
+            "over": self.over,
+        }
 
 
 def metrics(state: State, settings: Settings) -> dict[str, Metric]:
@@ -64,32 +88,48 @@ def metrics(state: State, settings: Settings) -> dict[str, Metric]:
             mean = out[f"{source}/mean"]
             out[f"{name}/mean"] = mean
             label = source.removesuffix("_student_teacher")
-            sums = state.sequences.get(f"sum:{source}") or (state.sequences.get("seq_sum_k3") if label == "k3" else None)
+            sums = state.sequences.get(f"sum:{source}") or (
+                state.sequences.get("seq_sum_k3") if label == "k3" else None
+            )
             if sums is not None and sums.count:
-                out[f"{name}/seq_sum_mean"] = Metric(sums.mean, "estimate", SEQUENCES, _sum_interval(state, source, settings.confidence))
+                out[f"{name}/seq_sum_mean"] = Metric(
+                    sums.mean, "estimate", SEQUENCES, _sum_interval(state, source, settings.confidence)
+                )
     for name, series in state.sequences.items():
         if not series.count or name.startswith("rc/"):
             continue
         if name.startswith("sum:"):
             base = name.removeprefix("sum:")
-            out[f"{base}/seq_sum_mean"] = Metric(series.mean, _kind(base)[0], _kind(base)[1], _sum_interval(state, base, settings.confidence))
+            out[f"{base}/seq_sum_mean"] = Metric(
+                series.mean, _kind(base)[0], _kind(base)[1], _sum_interval(state, base, settings.confidence)
+            )
             out[f"{base}/seq_sum_max"] = Metric(series.largest, _kind(base)[0], _kind(base)[1])
         else:
             kind = "exact" if name in ("length", "reward") else "estimate"
             out[f"{name}/mean"] = Metric(series.mean, kind, SEQUENCES)
             out[f"{name}/max"] = Metric(series.largest, "exact", SEQUENCES)
             out[f"{name}/min"] = Metric(series.least, "exact", SEQUENCES)
-            out |= {f"{name}/{q}": Metric(series.quantile(x), "exact", SEQUENCES) for q, x in QUANTILES.items()}
+            out |= {
+                f"{name}/{q}": Metric(series.quantile(x), "exact", SEQUENCES) for q, x in QUANTILES.items()
+            }
             if name in ("reward", "length"):
                 out[f"{name}/std"] = Metric(math.sqrt(series.variance(1)), "estimate", SEQUENCES)
     out |= _derived(state)
     for name, value in rollout_corr.metrics(state, "verl-sequence-is" in settings.compat).items():
-        out[name] = Metric(value, "estimate", SAMPLED if "seq" not in name and "ppl" not in name else SEQUENCES)
+        out[name] = Metric(
+            value, "estimate", SAMPLED if "seq" not in name and "ppl" not in name else SEQUENCES
+        )
     return {name: metric for name, metric in out.items() if not math.isnan(metric.value)}
 
 
 def _kind(name: str) -> tuple[str, str]:
-    return ("exact", VISITED) if name in FULL else ("lower", VISITED) if name in PARTITION else ("estimate", SAMPLED)
+    return (
+        ("exact", VISITED)
+        if name in FULL
+        else ("lower", VISITED)
+        if name in PARTITION
+        else ("estimate", SAMPLED)
+    )
 
 
 def _token_metrics(state: State, name: str, confidence: float) -> dict[str, Metric]:
@@ -102,7 +142,10 @@ def _token_metrics(state: State, name: str, confidence: float) -> dict[str, Metr
     }
     if "advantage" in name or name in ("topd_return", "opd_reward", "topd_reward"):
         out[f"{name}/std"] = Metric(math.sqrt(series.variance(1)), "estimate", over)
-    return out | {f"{name}/{q}": Metric(series.quantile(x), "exact" if kind == "estimate" else kind, over) for q, x in QUANTILES.items()}
+    return out | {
+        f"{name}/{q}": Metric(series.quantile(x), "exact" if kind == "estimate" else kind, over)
+        for q, x in QUANTILES.items()
+    }
 
 
 def mean_interval(state: State, name: str, confidence: float) -> tuple[float, float] | None:
@@ -117,7 +160,9 @@ def _sum_interval(state: State, name: str, confidence: float) -> tuple[float, fl
 
 
 def ratio_interval(sums: np.ndarray, counts: np.ndarray, confidence: float) -> tuple[float, float] | None:
-    """t interval for Σ sums / Σ counts with independent rows; None for fewer than two rows or infinite sums."""
+    """t interval for Σ sums / Σ counts with independent rows; None for fewer than two rows or infinite
+    sums.
+    """
     n = len(sums)
     if n < 2 or not np.isfinite(sums).all() or not counts.sum():
         return None
@@ -136,7 +181,12 @@ def _derived(state: State) -> dict[str, Metric]:
     out: dict[str, Metric] = {}
     for prefix, name, over in (("seq", "seq_w", SEQUENCES), ("token", "ratio", SAMPLED)):
         series = (state.sequences if prefix == "seq" else state.tokens).get(name)
-        if series is not None and series.count and math.isfinite(series.squares.value) and series.squares.value > 0:
+        if (
+            series is not None
+            and series.count
+            and math.isfinite(series.squares.value)
+            and series.squares.value > 0
+        ):
             size = series.total.value**2 / series.squares.value
             out[f"{prefix}_effective_sample_size"] = Metric(size, "estimate", over)
             out[f"{prefix}_effective_fraction"] = Metric(size / series.count, "estimate", over)

@@ -1,4 +1,6 @@
-"""The report object: named numbers, conclusions, warnings; as a dictionary, a terminal table or one HTML page."""
+"""The report object: named numbers, conclusions, warnings; as a dictionary, a terminal table or one HTML
+page.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,34 @@ from opdtheory.calculator import jsonable
 
 SCHEMA_VERSION = "1.0"
 HEADLINES = (
-    "kl_rollout_train/mean", "kl_rollout_train/max", "kl_rollout_train/seq_sum_mean", "kl_train_rollout/mean", "tv/mean",
-    "tv/max", "chi2_train_rollout/mean", "jsd/mean", "topk_kl/mean", "binary_tv/mean", "binary_kl/mean",
-    "abs_log_ratio/mean", "abs_log_ratio/max", "ratio/mean", "k1/mean", "k3/mean", "seq_log_w/mean", "seq_w/mean",
-    "seq_effective_fraction", "kl_student_teacher/mean", "kl_student_teacher/seq_sum_mean", "tv_student_teacher/mean",
-    "opd_reward/mean", "topd_reward/mean", "tropd_accept_rate", "reward/mean", "length/mean",
-)  # fmt: skip
+    "kl_rollout_train/mean",
+    "kl_rollout_train/max",
+    "kl_rollout_train/seq_sum_mean",
+    "kl_train_rollout/mean",
+    "tv/mean",
+    "tv/max",
+    "chi2_train_rollout/mean",
+    "jsd/mean",
+    "topk_kl/mean",
+    "binary_tv/mean",
+    "binary_kl/mean",
+    "abs_log_ratio/mean",
+    "abs_log_ratio/max",
+    "ratio/mean",
+    "k1/mean",
+    "k3/mean",
+    "seq_log_w/mean",
+    "seq_w/mean",
+    "seq_effective_fraction",
+    "kl_student_teacher/mean",
+    "kl_student_teacher/seq_sum_mean",
+    "tv_student_teacher/mean",
+    "opd_reward/mean",
+    "topd_reward/mean",
+    "tropd_accept_rate",
+    "reward/mean",
+    "length/mean",
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +90,11 @@ class Report:
             "metrics": {name: metric.to_dict() for name, metric in sorted(self.metrics.items())},
             "masks": [
                 {
-                    "name": name, "parameters": count.parameters, "tokens_kept": count.tokens_kept,
-                    "sequences_kept": count.sequences_kept, "token_fraction": _fraction(count.tokens_kept, count.tokens),
+                    "name": name,
+                    "parameters": count.parameters,
+                    "tokens_kept": count.tokens_kept,
+                    "sequences_kept": count.sequences_kept,
+                    "token_fraction": _fraction(count.tokens_kept, count.tokens),
                     "sequence_fraction": _fraction(count.sequences_kept, count.sequences),
                     "k3_fraction": _fraction(count.k3_kept, count.k3),
                 }
@@ -85,24 +112,38 @@ class Report:
             "steps": self.steps,
             "warnings": self.warnings,
             "errors": self.errors,
-        }  # fmt: skip
+        }
         return _strict(jsonable(_hide(document) if self.settings.redact else document))
 
     def carriers(self) -> dict[str, Any]:
-        """Which tokens carry the divergence: the worst single tokens, and the vocabulary items by their share."""
+        """Which tokens carry the divergence: the worst single tokens, and the vocabulary items by their
+        share.
+        """
         state = self.state
         vocabulary = state.vocabulary
         total = float(vocabulary.sums.sum())
-        order = sorted(range(len(vocabulary.ids)), key=lambda i: (-vocabulary.sums[i], vocabulary.ids[i]))[:25]
+        order = sorted(range(len(vocabulary.ids)), key=lambda i: (-vocabulary.sums[i], vocabulary.ids[i]))[
+            :25
+        ]
         items = [
             {
-                "token": int(vocabulary.ids[i]), "text": self._text(int(vocabulary.ids[i])), "count": int(vocabulary.counts[i]),
-                "share": _fraction(float(vocabulary.sums[i]), total), "mean": float(vocabulary.sums[i] / vocabulary.counts[i]),
+                "token": int(vocabulary.ids[i]),
+                "text": self._text(int(vocabulary.ids[i])),
+                "count": int(vocabulary.counts[i]),
+                "share": _fraction(float(vocabulary.sums[i]), total),
+                "mean": float(vocabulary.sums[i] / vocabulary.counts[i]),
             }
             for i in order
-        ]  # fmt: skip
-        worst = [{"value": v, "place": place, **entry, "text": self._text(entry["token"])} for v, place, entry in state.worst.entries]
-        return {"metric": state.heat.entries[0][2]["metric"] if state.heat.entries else None, "tokens": worst, "vocabulary": items}
+        ]
+        worst = [
+            {"value": v, "place": place, **entry, "text": self._text(entry["token"])}
+            for v, place, entry in state.worst.entries
+        ]
+        return {
+            "metric": state.heat.entries[0][2]["metric"] if state.heat.entries else None,
+            "tokens": worst,
+            "vocabulary": items,
+        }
 
     def _text(self, token: int) -> str | None:
         return None if self.settings.redact else self.texts.get(token, self.state.texts.get(token))
@@ -131,7 +172,11 @@ class Report:
     def table(self) -> Group:
         """The headline numbers, masks, best bounds and warnings for a terminal."""
         state = self.state
-        head = Text(f"{state.sequence_count} sequences, {state.token_count} tokens, {len(state.groups.column('tokens'))} prompts", style="bold")
+        head = Text(
+            f"{state.sequence_count} sequences, {state.token_count} tokens, "
+            f"{len(state.groups.column('tokens'))} prompts",
+            style="bold",
+        )
         numbers = Table(box=None, pad_edge=False)
         for name in ("metric", "value", "interval", "is", "over"):
             numbers.add_column(name, justify="right" if name in ("value", "interval") else "left")
@@ -157,7 +202,11 @@ class Report:
         for name in ("mask", "tokens kept", "sequences kept"):
             table.add_column(name)
         for name, count in sorted(self.state.masks.items()):
-            table.add_row(name, f"{_fraction(count.tokens_kept, count.tokens) or 0:.2%}", f"{_fraction(count.sequences_kept, count.sequences) or 0:.2%}")
+            table.add_row(
+                name,
+                f"{_fraction(count.tokens_kept, count.tokens) or 0:.2%}",
+                f"{_fraction(count.sequences_kept, count.sequences) or 0:.2%}",
+            )
         return table
 
     def _bound_table(self) -> Table:
@@ -166,7 +215,9 @@ class Report:
             table.add_column(name)
         for entry in self.bounds["bounds"][:12]:
             verdict = "vacuous" if entry["vacuous"] else "something"
-            table.add_row(f"{entry['name']} ({entry['id']})", f"{entry['value']:.4g}", verdict, entry["basis"])
+            table.add_row(
+                f"{entry['name']} ({entry['id']})", f"{entry['value']:.4g}", verdict, entry["basis"]
+            )
         return table
 
     def _certificate_table(self) -> Table:
@@ -185,16 +236,29 @@ def build(outcome: Outcome, settings: Settings) -> Report:
     numbers = metrics(outcome.total, settings)
     numbers |= compat.metrics(outcome.total, settings, numbers)
     steps = [
-        {"step": step, "sequences": state.sequence_count, "tokens": state.token_count,
-         "metrics": {n: m.to_dict() for n, m in metrics(state, settings).items() if n in HEADLINES or n.startswith("rollout_corr/")}}
+        {
+            "step": step,
+            "sequences": state.sequence_count,
+            "tokens": state.token_count,
+            "metrics": {
+                n: m.to_dict()
+                for n, m in metrics(state, settings).items()
+                if n in HEADLINES or n.startswith("rollout_corr/")
+            },
+        }
         for step, state in sorted(outcome.steps.items())
-    ]  # fmt: skip
+    ]
     return Report(
-        settings=settings, outcome=outcome, metrics=numbers, bounds=conclusions.bounds(outcome.total, numbers, settings),
+        settings=settings,
+        outcome=outcome,
+        metrics=numbers,
+        bounds=conclusions.bounds(outcome.total, numbers, settings),
         certificates=certify.certificates(outcome.total, settings),
         warnings=findings.warnings(outcome.total, settings) + compat.notes(outcome.total, settings),
-        shortcuts=conclusions.shortcuts(numbers), steps=steps, texts=known,
-    )  # fmt: skip
+        shortcuts=conclusions.shortcuts(numbers),
+        steps=steps,
+        texts=known,
+    )
 
 
 def _fraction(part: float, whole: float) -> float | None:
@@ -219,7 +283,9 @@ def _ids(value: Any) -> bool:
 def _hide(value: Any, key: str = "") -> Any:
     """Texts and token ids removed, names of files and sequences replaced by short hashes of them."""
     if isinstance(value, dict):
-        shown = {k: v for k, v in value.items() if k not in ("text", "token") and not (k == "tokens" and _ids(v))}
+        shown = {
+            k: v for k, v in value.items() if k not in ("text", "token") and not (k == "tokens" and _ids(v))
+        }
         return {k: _hide(v, k) for k, v in shown.items()}
     if isinstance(value, list):
         return [_hide(v, key) for v in value]

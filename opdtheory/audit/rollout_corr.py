@@ -1,7 +1,7 @@
 """The ``rollout_corr/*`` metrics under verl's names and formulas, from mergeable series.
 
-ℓ = old − rollout per token, ρ = e^ℓ; weights are formed from ℓ clamped to ±20, KL and perplexities from ℓ as it is.
-An empty sequence counts with mean log-probability 0, as it does there.  Read from verl 0.9.1,
+ℓ = old − rollout per token, ρ = e^ℓ; weights are formed from ℓ clamped to ±20, KL and perplexities from ℓ
+as it is. An empty sequence counts with mean log-probability 0, as it does there.  Read from verl 0.9.1,
 ``trainer/ppo/rollout_corr_helper.py``.
 """
 
@@ -32,30 +32,51 @@ def accumulate(state: State, batch: Batch, drawn: Drawn, threshold: float, seque
     total = batch.sums(ell)
     with np.errstate(over="ignore"):
         raw_token = np.exp(np.clip(ell, -CLAMP, CLAMP))
-        state.add_tokens({"rc/kl": -ell[ok], "rc/k3_kl": divergences.k3_from_log_ratio(ell[ok]), "rc/rho2": raw_token[ok] ** 2})
+        state.add_tokens(
+            {
+                "rc/kl": -ell[ok],
+                "rc/k3_kl": divergences.k3_from_log_ratio(ell[ok]),
+                "rc/rho2": raw_token[ok] ** 2,
+            }
+        )
         raw = np.exp(np.clip(total, -CLAMP, CLAMP))[batch.sequence_of] if sequence_level else raw_token
-        state.add_sequences({
-            "rc/training_ppl": np.exp(-train), "rc/training_log_ppl": -train, "rc/rollout_ppl": np.exp(-rollout),
-            "rc/rollout_log_ppl": -rollout, "rc/log_ppl_diff": rollout - train,
-            "rc/log_ppl_abs_diff": np.abs(rollout - train), "rc/ppl_ratio": np.exp(rollout - train),
-            "rc/rho2_seq": np.exp(2 * np.clip(total, -CLAMP, CLAMP)),
-        })  # fmt: skip
+        state.add_sequences(
+            {
+                "rc/training_ppl": np.exp(-train),
+                "rc/training_log_ppl": -train,
+                "rc/rollout_ppl": np.exp(-rollout),
+                "rc/rollout_log_ppl": -rollout,
+                "rc/log_ppl_diff": rollout - train,
+                "rc/log_ppl_abs_diff": np.abs(rollout - train),
+                "rc/ppl_ratio": np.exp(rollout - train),
+                "rc/rho2_seq": np.exp(2 * np.clip(total, -CLAMP, CLAMP)),
+            }
+        )
     weight = np.minimum(raw, threshold)
     low = 1 / threshold
     state.add_tokens({"rc/is": weight[ok]})
     if sequence_level:
-        state.add_sequences({
-            "rc/is_high": (total > math.log(threshold)).astype(float), "rc/is_low": (total < math.log(low)).astype(float),
-            "rc/is_log": total,
-        })  # fmt: skip
+        state.add_sequences(
+            {
+                "rc/is_high": (total > math.log(threshold)).astype(float),
+                "rc/is_low": (total < math.log(low)).astype(float),
+                "rc/is_log": total,
+            }
+        )
     else:
-        state.add_tokens({"rc/is_high": (raw[ok] > threshold).astype(float), "rc/is_low": (raw[ok] < low).astype(float)})
+        state.add_tokens(
+            {"rc/is_high": (raw[ok] > threshold).astype(float), "rc/is_low": (raw[ok] < low).astype(float)}
+        )
     per_seq = batch.sums(np.where(ok, weight, 0.0)) / counts
     per_seq_raw = batch.sums(np.where(ok, raw, 0.0)) / counts
-    state.add_sequences({
-        "rc/is_seq": per_seq, "rc/is_seq_dev": np.abs(per_seq - 1), "rc/is_seq_high": (per_seq_raw > threshold).astype(float),
-        "rc/is_seq_low": (per_seq_raw < low).astype(float),
-    })  # fmt: skip
+    state.add_sequences(
+        {
+            "rc/is_seq": per_seq,
+            "rc/is_seq_dev": np.abs(per_seq - 1),
+            "rc/is_seq_high": (per_seq_raw > threshold).astype(float),
+            "rc/is_seq_low": (per_seq_raw < low).astype(float),
+        }
+    )
 
 
 def metrics(state: State, sequence_level: bool) -> dict[str, float]:
@@ -63,7 +84,15 @@ def metrics(state: State, sequence_level: bool) -> dict[str, float]:
     if "rc/kl" not in state.tokens or not state.tokens["rc/kl"].count:
         return {}
     t, s = state.tokens, state.sequences
-    names = ("training_ppl", "training_log_ppl", "rollout_ppl", "rollout_log_ppl", "log_ppl_diff", "log_ppl_abs_diff", "ppl_ratio")
+    names = (
+        "training_ppl",
+        "training_log_ppl",
+        "rollout_ppl",
+        "rollout_log_ppl",
+        "log_ppl_diff",
+        "log_ppl_abs_diff",
+        "ppl_ratio",
+    )
     out = {name: s[f"rc/{name}"].mean for name in names}
     out |= {
         "kl": t["rc/kl"].mean,
@@ -96,17 +125,29 @@ def metrics(state: State, sequence_level: bool) -> dict[str, float]:
 
 
 REJECTION_THRESHOLDS: dict[str, tuple[float, float]] = {
-    "token_k1": (0.5, 2.0), "token_k2": (0.0, 0.1), "token_k3": (0.0, 0.1), "seq_sum_k1": (0.5, 2.0),
-    "seq_sum_k2": (0.0, 0.1), "seq_sum_k3": (0.0, 0.1), "seq_mean_k1": (0.99, 1.01), "seq_mean_k2": (0.0, 0.01),
-    "seq_mean_k3": (0.0, 0.01), "seq_max_k2": (0.0, 0.1), "seq_max_k3": (0.0, 0.1),
-}  # fmt: skip
+    "token_k1": (0.5, 2.0),
+    "token_k2": (0.0, 0.1),
+    "token_k3": (0.0, 0.1),
+    "seq_sum_k1": (0.5, 2.0),
+    "seq_sum_k2": (0.0, 0.1),
+    "seq_sum_k3": (0.0, 0.1),
+    "seq_mean_k1": (0.99, 1.01),
+    "seq_mean_k2": (0.0, 0.01),
+    "seq_mean_k3": (0.0, 0.01),
+    "seq_max_k2": (0.0, 0.1),
+    "seq_max_k3": (0.0, 0.1),
+}
 """Rejection options and the thresholds used when none are given: (lower, upper); ratio bounds for k1."""
 
 
 def rejection(batch: Batch, drawn: Drawn, option: str, low: float, high: float) -> np.ndarray:
-    """Tokens (N,) that a rejection option keeps.  k1 = −ℓ is compared with log bounds, so they bound 1/ρ, not ρ."""
+    """Tokens (N,) that a rejection option keeps.  k1 = −ℓ is compared with log bounds, so they bound 1/ρ,
+    not ρ.
+    """
     if option not in REJECTION_THRESHOLDS:
-        raise ValueError(f"rejection option: got {option!r}, expected one of {', '.join(REJECTION_THRESHOLDS)}")
+        raise ValueError(
+            f"rejection option: got {option!r}, expected one of {', '.join(REJECTION_THRESHOLDS)}"
+        )
     level, kind = option.rsplit("_", 1)
     ell = np.clip(drawn.ell, -CLAMP, CLAMP)
     statistic = {"k1": -ell, "k2": ell**2 / 2, "k3": np.exp(ell) - 1 - ell}[kind]

@@ -1,8 +1,8 @@
 """Statistics that need only the drawn tokens' log-probabilities.
 
-With ℓ = log π − log μ on tokens drawn from the rollout policy μ: k1 = −ℓ, k2 = ½ℓ² and k3 = e^ℓ − 1 − ℓ estimate
-KL(μ‖π), W = e^{Σℓ} is the weight of a sequence.  Tokens whose log-probabilities are missing, NaN, +inf, or −inf
-under the policy that drew them carry no information: they are left out, counted and reported.
+With ℓ = log π − log μ on tokens drawn from the rollout policy μ: k1 = −ℓ, k2 = ½ℓ² and k3 = e^ℓ − 1 − ℓ
+estimate KL(μ‖π), W = e^{Σℓ} is the weight of a sequence.  Tokens whose log-probabilities are missing, NaN,
++inf, or −inf under the policy that drew them carry no information: they are left out, counted and reported.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from opdtheory.audit.settings import Settings
 class Drawn:
     """The pair of policies (behaviour, policy) on the drawn tokens of a batch.
 
-    ``behaviour`` and ``policy`` (N,) log-probabilities, ``ell`` their difference (0 where unusable), ``usable`` (N,),
-    ``complete`` (B,) sequences without an unusable token and with at least one token, ``names`` where both came from.
+    ``behaviour`` and ``policy`` (N,) log-probabilities, ``ell`` their difference (0 where unusable),
+    ``usable`` (N,), ``complete`` (B,) sequences without an unusable token and with at least one token,
+    ``names`` where both came from.
     """
 
     behaviour: np.ndarray
@@ -36,8 +37,8 @@ class Drawn:
 def choose(columns: Mapping[str, np.ndarray]) -> tuple[str | None, str | None]:
     """Which columns are the behaviour and the trained policy.
 
-    The trained policy is ``log_probs``, or ``old_log_probs`` if only that was recorded; the behaviour policy is
-    ``rollout_log_probs``, or ``old_log_probs`` beside ``log_probs``.
+    The trained policy is ``log_probs``, or ``old_log_probs`` if only that was recorded; the behaviour
+    policy is ``rollout_log_probs``, or ``old_log_probs`` beside ``log_probs``.
     """
     train = "log_probs" if "log_probs" in columns else "old_log_probs" if "old_log_probs" in columns else None
     rollout = "rollout_log_probs" if "rollout_log_probs" in columns else None
@@ -122,14 +123,17 @@ def teacher_statistics(drawn: Drawn, alpha: float) -> dict[str, np.ndarray]:
             "tropd_gated_reward": gated,
         }
     named = {n: np.where(drawn.usable, v, np.nan) for n, v in out.items()}
-    return named | {f"{n}_student_teacher": base[n] for n in ("k1", "k2", "k3", "log_ratio", "chi2_sampled", "tv_sampled")}
+    return named | {
+        f"{n}_student_teacher": base[n] for n in ("k1", "k2", "k3", "log_ratio", "chi2_sampled", "tv_sampled")
+    }
 
 
 def advantage_forms(batch: Batch, drawn: Drawn, alpha: float, kl: np.ndarray | None) -> dict[str, np.ndarray]:
     """OPD advantages of the drawn tokens (N,) in the forms (i), (ii), (iv), λ = 0.9 and TOP-D's return.
 
-    Form (iv) needs the full ``kl`` (N,) of student from teacher.  Forms (iii) and (v) subtract a baseline from (ii)
-    and (iv); the immediate form is the reward itself.  Tokens without a finite log ratio are left out of the sums.
+    Form (iv) needs the full ``kl`` (N,) of student from teacher.  Forms (iii) and (v) subtract a baseline
+    from (ii) and (iv); the immediate form is the reward itself.  Tokens without a finite log ratio are left
+    out of the sums.
     """
     finite = drawn.usable & np.isfinite(drawn.ell)
     response = batch.padded(finite.astype(float)) > 0

@@ -23,7 +23,9 @@ TOP_TOKENS = 40
 
 @dataclass
 class State:
-    """Series per token and per sequence, sums per prompt, profile by position, the worst tokens, masks, findings."""
+    """Series per token and per sequence, sums per prompt, profile by position, the worst tokens, masks,
+    findings.
+    """
 
     sequence_count: int = 0
     token_count: int = 0
@@ -76,11 +78,17 @@ class State:
         drawn = sampled.pair(batch, rollout_name, train_name)
         student_name = rollout_name or train_name
         teacher = sampled.pair(batch, student_name, "teacher_log_probs")
-        per_group: dict[str, np.ndarray] = {"sequences": np.ones(batch.size), "tokens": batch.lengths.astype(float)}
+        per_group: dict[str, np.ndarray] = {
+            "sequences": np.ones(batch.size),
+            "tokens": batch.lengths.astype(float),
+        }
         self.sources |= {"rollout": str(rollout_name), "train": str(train_name), "student": str(student_name)}
 
         tokens = dict(exact)
-        for name, values in (("entropy_recorded", batch.columns.get("entropy")), ("advantages", batch.columns.get("advantages"))):
+        for name, values in (
+            ("entropy_recorded", batch.columns.get("entropy")),
+            ("advantages", batch.columns.get("advantages")),
+        ):
             if values is not None:
                 tokens[name] = values
         for name in ("log_probs", "old_log_probs", "rollout_log_probs", "teacher_log_probs", "ref_log_probs"):
@@ -91,7 +99,9 @@ class State:
             sequences = sampled.sequence_statistics(batch, drawn, settings)
             self.add_sequences({n: v[drawn.complete] for n, v in sequences.items()})
             per_group |= _sequence_sums(batch, drawn, sequences, settings)
-            rollout_corr.accumulate(self, batch, drawn, settings.is_threshold, "verl-sequence-is" in settings.compat)
+            rollout_corr.accumulate(
+                self, batch, drawn, settings.is_threshold, "verl-sequence-is" in settings.compat
+            )
             self.add_tokens(compat.token_series(drawn, settings.compat))
         if teacher is not None:
             tokens |= sampled.teacher_statistics(teacher, settings.alpha)
@@ -108,7 +118,9 @@ class State:
         self._remember(batch, drawn, tokens)
         return self
 
-    def _add_token_columns(self, batch: Batch, tokens: Mapping[str, np.ndarray], per_group: dict[str, np.ndarray]) -> None:
+    def _add_token_columns(
+        self, batch: Batch, tokens: Mapping[str, np.ndarray], per_group: dict[str, np.ndarray]
+    ) -> None:
         profile = {}
         for name, values in tokens.items():
             seen = ~np.isnan(values)
@@ -161,20 +173,53 @@ class State:
         for i in order:
             a, b = int(batch.offsets[i]), int(min(batch.offsets[i + 1], batch.offsets[i] + HEAT_TOKENS))
             if means[i] > self.heat.floor() and b > a:
-                row = {"values": np.round(finite[a:b], 9).tolist(), "tokens": batch.tokens[a:b].tolist(), "metric": name}
+                row = {
+                    "values": np.round(finite[a:b], 9).tolist(),
+                    "tokens": batch.tokens[a:b].tolist(),
+                    "metric": name,
+                }
                 if drawn is not None:
                     row["log_ratio"] = np.round(np.clip(drawn.ell[a:b], -1e3, 1e3), 6).tolist()
                 rows.append((float(means[i]), f"{batch.source}: {batch.ids[i]}", row))
         self.heat.add(rows)
 
 
-PROFILED = ("abs_log_ratio", "log_ratio", "k3", "kl_rollout_train", "tv", "kl_student_teacher", "k3_student_teacher", "ratio")
+PROFILED = (
+    "abs_log_ratio",
+    "log_ratio",
+    "k3",
+    "kl_rollout_train",
+    "tv",
+    "kl_student_teacher",
+    "k3_student_teacher",
+    "ratio",
+)
 SUMMED = (
-    "kl_rollout_train", "kl_train_rollout", "tv", "chi2_train_rollout", "jsd", "hellinger2", "kl_student_teacher",
-    "kl_teacher_student", "tv_student_teacher", "opd_reward", "topd_reward", "k1_student_teacher", "k3_student_teacher",
-    "topk_kl", "topk_tv", "topk_kl_student_teacher",
-)  # fmt: skip
-CARRIERS = ("kl_rollout_train", "topk_kl", "k3", "kl_student_teacher", "topk_kl_student_teacher", "k3_student_teacher")
+    "kl_rollout_train",
+    "kl_train_rollout",
+    "tv",
+    "chi2_train_rollout",
+    "jsd",
+    "hellinger2",
+    "kl_student_teacher",
+    "kl_teacher_student",
+    "tv_student_teacher",
+    "opd_reward",
+    "topd_reward",
+    "k1_student_teacher",
+    "k3_student_teacher",
+    "topk_kl",
+    "topk_tv",
+    "topk_kl_student_teacher",
+)
+CARRIERS = (
+    "kl_rollout_train",
+    "topk_kl",
+    "k3",
+    "kl_student_teacher",
+    "topk_kl_student_teacher",
+    "k3_student_teacher",
+)
 
 
 def _add(target: dict[str, Series], columns: Mapping[str, np.ndarray]) -> None:
@@ -197,8 +242,12 @@ def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict:
     return entry
 
 
-def _sequence_sums(batch: Batch, drawn: Drawn, sequences: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Bounded per-sequence quantities of the certificates, with rewards scaled to [0, 1]; 0 where incomplete."""
+def _sequence_sums(
+    batch: Batch, drawn: Drawn, sequences: Mapping[str, np.ndarray], settings: Settings
+) -> dict[str, np.ndarray]:
+    """Bounded per-sequence quantities of the certificates, with rewards scaled to [0, 1]; 0 where
+    incomplete.
+    """
     ok = drawn.complete
     log_w = np.where(ok, sequences["seq_log_w"], 0.0)
     out = {"complete": ok.astype(float), "cert:tv_seq": np.where(ok, confidence.tv_values(log_w), 0.0)}
@@ -210,7 +259,11 @@ def _sequence_sums(batch: Batch, drawn: Drawn, sequences: Mapping[str, np.ndarra
     log_w, sum_k3 = np.where(ok, log_w, 0.0), np.where(ok, sequences["seq_sum_k3"], 0.0)
     mask = (sum_k3 <= settings.k3_mask).astype(float)
     cap = settings.ratio_cap
-    out |= {"certified": ok.astype(float), "cert:outside": (ok & ((gain < 0) | (gain > 1))).astype(float), "cert:reward": gain}
+    out |= {
+        "certified": ok.astype(float),
+        "cert:outside": (ok & ((gain < 0) | (gain > 1))).astype(float),
+        "cert:reward": gain,
+    }
     for side, amount in (("gain", gain), ("cost", np.where(ok, 1 - gain, 0.0))):
         out |= {
             f"cert:return_truncated/{side}": confidence.truncated_values(log_w, amount, cap),
@@ -223,7 +276,9 @@ def _sequence_sums(batch: Batch, drawn: Drawn, sequences: Mapping[str, np.ndarra
         "est:cost_log_w": np.where(ok & (gain < 1), (1 - gain) * log_w, 0.0),
         "est:reward_floor_log_w": gain * np.maximum(log_w, -1.0),
         "est:surrogate": gain * np.where(ok, np.nan_to_num(sequences["seq_sum_ratio_minus_1"]), 0.0),
-        "est:masked_surrogate": mask * gain * np.where(ok, np.nan_to_num(sequences["seq_sum_ratio_minus_1"]), 0.0),
+        "est:masked_surrogate": mask
+        * gain
+        * np.where(ok, np.nan_to_num(sequences["seq_sum_ratio_minus_1"]), 0.0),
         "est:masked_k3": mask * gain * np.where(np.isfinite(sum_k3), sum_k3, 0.0),
         "est:masked_reward_lost": (1 - mask) * gain,
     }

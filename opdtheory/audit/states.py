@@ -1,8 +1,8 @@
 """Statistics as mergeable states: one file, many files, many processes and a cluster give the same result.
 
-Counts are integers and extremes are exact, so merging them is associative; sums are kept as pairs of floats whose
-merging loses nothing above about 1e-30 relative, so that the order of merging changes no digit anybody sees.
-Quantiles come from a histogram with bins of 1 % relative width, whose merging is addition.
+Counts are integers and extremes are exact, so merging them is associative; sums are kept as pairs of floats
+whose merging loses nothing above about 1e-30 relative, so that the order of merging changes no digit
+anybody sees. Quantiles come from a histogram with bins of 1 % relative width, whose merging is addition.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 
 _GAMMA = math.log(1.02)
 _SMALLEST, _LARGEST = -28.0, 46.0
-"""ln of the magnitudes that the histogram resolves: 1e-12 to 1e20; smaller is counted as 0, larger in the last bin."""
+"""ln of the magnitudes that the histogram resolves: 1e-12 to 1e20; smaller is counted as 0, larger in the
+last bin.
+"""
 _SIDE = math.ceil((_LARGEST - _SMALLEST) / _GAMMA)
 
 
@@ -29,7 +31,7 @@ class Sum:
     minus_inf: int = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Add an array; infinities are counted apart so that they poison the value but not the bookkeeping."""
+        """Add an array; infinities are counted apart: they poison the value but not the bookkeeping."""
         finite = np.isfinite(values)
         if not finite.all():
             self.plus_inf += int((values == np.inf).sum())

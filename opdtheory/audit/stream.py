@@ -78,7 +78,9 @@ def run(
     units: list[Unit], settings: Settings, *, jobs: int = 1, engine: str = "local", store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:  # fmt: skip
-    """Audit units in order; ``store`` is a folder for finished units, which an interrupted run goes on from."""
+    """Audit units in order; ``store`` is a folder for finished units, which an interrupted run goes on
+    from.
+    """
     if engine not in ENGINES:
         raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}")
     if not isinstance(jobs, int) or jobs == 0 or jobs < -1:
@@ -86,7 +88,9 @@ def run(
     keep = None if store is None else Store(store, settings)
     outcome = Outcome()
     with _backend(engine):
-        for n, (unit, (state, errors)) in enumerate(zip(units, _results(units, settings, jobs, engine, keep), strict=True)):
+        for n, (unit, (state, errors)) in enumerate(
+            zip(units, _results(units, settings, jobs, engine, keep), strict=True)
+        ):
             outcome.take(unit, state, errors)
             if progress is not None:
                 progress(n + 1, len(units))
@@ -113,9 +117,13 @@ def _backend(engine: str) -> AbstractContextManager:
         import ray
         from ray.util.joblib import register_ray
     except ImportError:
-        raise ValueError("engine: got 'ray', but Ray is not installed; expected pip install 'opdtheory[ray]'") from None
+        raise ValueError(
+            "engine: got 'ray', but Ray is not installed; expected pip install 'opdtheory[ray]'"
+        ) from None
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False, logging_level="ERROR"
+        )
     register_ray()
     return joblib.parallel_config(backend="ray")
 

@@ -15,7 +15,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 170, 52, 30, 12
 
 def _frame(body: str, label: str, height: int = HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label, quote=True)}" class="chart">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label, quote=True)}" '
+        'class="chart">'
         f"{body}</svg>"
     )
 
@@ -25,7 +26,9 @@ def _number(value: float) -> str:
 
 
 def histogram(series: Series, label: str, bins: int = 40) -> str:
-    """Distribution of a statistic; the axis is logarithmic where a non-negative one spans more than two decades."""
+    """Distribution of a statistic; the axis is logarithmic where a non-negative one spans more than two
+    decades.
+    """
     low, high = series.quantile(0.001), series.quantile(0.999)
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return ""
@@ -36,8 +39,10 @@ def histogram(series: Series, label: str, bins: int = 40) -> str:
     top, room = max(1, int(counts.max())), HEIGHT - BOTTOM - TOP
     step = (WIDTH - LEFT - 8) / bins
     bars = "".join(
-        f'<rect x="{LEFT + i * step:.1f}" y="{HEIGHT - BOTTOM - room * n / top:.1f}" width="{max(step - 1, 0.5):.1f}" '
-        f'height="{room * n / top:.1f}"><title>{_number(edges[i])} to {_number(edges[i + 1])}: {n}</title></rect>'
+        f'<rect x="{LEFT + i * step:.1f}" y="{HEIGHT - BOTTOM - room * n / top:.1f}" '
+        f'width="{max(step - 1, 0.5):.1f}" '
+        f'height="{room * n / top:.1f}"><title>{_number(edges[i])} to {_number(edges[i + 1])}: '
+        f"{n}</title></rect>"
         for i, n in enumerate(counts)
     )
     ticks = "".join(
@@ -67,16 +72,23 @@ def line(x: Sequence[float], y: Sequence[float], label: str, weights: Sequence[f
 
     path = "M" + " L".join(f"{u:.1f},{v:.1f}" for u, v in (place(*p) for p in points))
     marks = "".join(
-        f'<circle cx="{place(a, b)[0]:.1f}" cy="{place(a, b)[1]:.1f}" r="2.5"><title>position {a:g}: {_number(b)}</title></circle>'
+        f'<circle cx="{place(a, b)[0]:.1f}" cy="{place(a, b)[1]:.1f}" r="2.5"><title>position '
+        f"{a:g}: {_number(b)}</title></circle>"
         for a, b in points
     )
     ticks = "".join(
-        f'<text x="{place(last * f, low)[0]:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{last * f:.0f}</text>' for f in (0, 0.5, 1)
+        f'<text x="{place(last * f, low)[0]:.1f}" y="{HEIGHT - 12}" '
+        f'text-anchor="middle">{last * f:.0f}</text>'
+        for f in (0, 0.5, 1)
     )
     sides = "".join(
-        f'<text x="{LEFT - 4}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{_number(v)}</text>' for v in (low, high)
+        f'<text x="{LEFT - 4}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{_number(v)}</text>'
+        for v in (low, high)
     )
-    return _frame(f'<path d="{path}" class="curve"/><g class="bars">{marks}</g>{ticks}{sides}{_baseline()}', f"{label} by position")
+    return _frame(
+        f'<path d="{path}" class="curve"/><g class="bars">{marks}</g>{ticks}{sides}{_baseline()}',
+        f"{label} by position",
+    )
 
 
 def heat(rows: Sequence[Sequence[float]], names: Sequence[str], label: str, width: int = 128) -> str:
@@ -90,7 +102,8 @@ def heat(rows: Sequence[Sequence[float]], names: Sequence[str], label: str, widt
     span = math.log(high / low) or 1.0
     size = (WIDTH - 12) / max(len(r) for r in values)
     cells = "".join(
-        f'<rect x="{6 + j * size:.2f}" y="{6 + 9 * i}" width="{size:.2f}" height="8" opacity="{shade(v, low, span):.2f}">'
+        f'<rect x="{6 + j * size:.2f}" y="{6 + 9 * i}" width="{size:.2f}" height="8" '
+        f'opacity="{shade(v, low, span):.2f}">'
         f"<title>{escape(names[i])}, token {j}: {_number(v)}</title></rect>"
         for i, row in enumerate(values)
         for j, v in enumerate(row)

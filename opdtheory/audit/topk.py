@@ -14,16 +14,27 @@ from opdtheory.audit.batch import Batch
 
 
 def topk_statistics(batch: Batch, known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Partition KL and TV per token (N,) for the pairs whose tables are recorded and not known from full logits."""
+    """Partition KL and TV per token (N,) for the pairs whose tables are recorded and not known from full
+    logits.
+    """
     out: dict[str, np.ndarray] = {}
     tables = batch.topk
     if "rollout" in tables and "train" in tables and "topk_kl" not in known:
         pair = partition_pair(*tables["rollout"], *tables["train"])
-        out |= {"topk_kl": pair[0], "topk_tv": pair[1], "topk_tail_rollout": pair[2], "topk_kl_reverse": pair[3]}
+        out |= {
+            "topk_kl": pair[0],
+            "topk_tv": pair[1],
+            "topk_tail_rollout": pair[2],
+            "topk_kl_reverse": pair[3],
+        }
     student = "rollout" if "rollout" in tables else "train"
     if "teacher" in tables and student in tables and "topk_kl_student_teacher" not in known:
         pair = partition_pair(*tables[student], *tables["teacher"])
-        out |= {"topk_kl_student_teacher": pair[0], "topk_tv_student_teacher": pair[1], "topk_kl_teacher_student": pair[3]}
+        out |= {
+            "topk_kl_student_teacher": pair[0],
+            "topk_tv_student_teacher": pair[1],
+            "topk_kl_teacher_student": pair[3],
+        }
     for policy, (_, logps) in tables.items():
         out[f"topk_mass_{policy}"] = np.minimum(1.0, np.exp(logps).sum(axis=1))
     return out
@@ -32,7 +43,9 @@ def topk_statistics(batch: Batch, known: Mapping[str, np.ndarray]) -> dict[str, 
 def partition_pair(
     p_ids: np.ndarray, p_logps: np.ndarray, q_ids: np.ndarray, q_logps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """KL(p‖q), TV, p's bucket mass and KL(q‖p) of the partition {common tokens} ∪ {rest}; ids (N,k), −1 unused."""
+    """KL(p‖q), TV, p's bucket mass and KL(q‖p) of the partition {common tokens} ∪ {rest}; ids (N,k), −1
+    unused.
+    """
     match = (p_ids[:, :, None] == q_ids[:, None, :]) & (p_ids[:, :, None] >= 0)
     common = match.any(axis=2)
     column = match.argmax(axis=2)

@@ -1,7 +1,8 @@
 """Recomputes verl_rollout_corr.json with verl's own functions.
 
-In an environment of its own:  pip install torch==2.13.0 && pip install --no-deps verl==0.9.1 tensordict omegaconf
-antlr4-python3-runtime==4.9.3 hydra-core pyvers codetiming dill torchdata, then  python make_verl_reference.py OUT.json
+In an environment of its own:  pip install torch==2.13.0 && pip install --no-deps verl==0.9.1 tensordict
+omegaconf antlr4-python3-runtime==4.9.3 hydra-core pyvers codetiming dill torchdata, then  python
+make_verl_reference.py OUT.json
 """
 
 import json
@@ -11,9 +12,17 @@ import torch
 import verl.trainer.ppo.rollout_corr_helper as helper
 
 OPTIONS = {
-    "token_k1": "0.7_1.4", "token_k2": "0.05", "token_k3": "0.05", "seq_sum_k1": "0.5_2.0", "seq_sum_k3": "0.3",
-    "seq_mean_k1": "0.9_1.1", "seq_mean_k2": "0.04", "seq_mean_k3": "0.04", "seq_max_k2": "0.2", "seq_max_k3": "0.2",
-}  # fmt: skip
+    "token_k1": "0.7_1.4",
+    "token_k2": "0.05",
+    "token_k3": "0.05",
+    "seq_sum_k1": "0.5_2.0",
+    "seq_sum_k3": "0.3",
+    "seq_mean_k1": "0.9_1.1",
+    "seq_mean_k2": "0.04",
+    "seq_mean_k3": "0.04",
+    "seq_max_k2": "0.2",
+    "seq_max_k3": "0.2",
+}
 
 
 def main(path: str) -> None:

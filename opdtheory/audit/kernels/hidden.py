@@ -12,16 +12,29 @@ CHUNK_BYTES = 256 << 20
 
 
 def pair_statistics_from_hidden(
-    p_hidden: Any, p_head: Any, q_hidden: Any, q_head: Any, tokens: Any, *, temperature: float = 1.0, topk: int = 20,
-    alpha: float = 0.1, rows: int | None = None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    p_hidden: Any,
+    p_head: Any,
+    q_hidden: Any,
+    q_head: Any,
+    tokens: Any,
+    *,
+    temperature: float = 1.0,
+    topk: int = 20,
+    alpha: float = 0.1,
+    rows: int | None = None,
+) -> dict[str, np.ndarray]:
     """``pair_statistics`` of softmax(hidden · headᵀ / temperature), computed ``rows`` tokens at a time.
 
-    ``p_hidden`` (N, d), ``p_head`` (V, d), likewise q with its own width; numpy or torch on one device.  Never more
-    than two (rows, V) tables exist; by default each takes at most a quarter of a gigabyte.
+    ``p_hidden`` (N, d), ``p_head`` (V, d), likewise q with its own width; numpy or torch on one device.
+    Never more than two (rows, V) tables exist; by default each takes at most a quarter of a gigabyte.
     """
     n, vocab = len(p_hidden), p_head.shape[0]
-    if q_head.shape[0] != vocab or len(q_hidden) != n or p_hidden.shape[1] != p_head.shape[1] or q_hidden.shape[1] != q_head.shape[1]:
+    if (
+        q_head.shape[0] != vocab
+        or len(q_hidden) != n
+        or p_hidden.shape[1] != p_head.shape[1]
+        or q_hidden.shape[1] != q_head.shape[1]
+    ):
         shapes = [tuple(a.shape) for a in (p_hidden, p_head, q_hidden, q_head)]
         raise ValueError(f"hidden states and heads: got {shapes}, expected (N, d), (V, d), (N, e), (V, e)")
     if not temperature > 0:

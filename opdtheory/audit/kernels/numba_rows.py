@@ -1,27 +1,39 @@
 """The compiled sweep: two passes over each pair of rows, block by block, so that both stay in cache.
 
-Pass 1 finds maxima (of every 64 elements, which later gives the top k without a sort), the normalisers and both
-entropies.  Pass 2 knows both normalisers, forms ℓ = log q − log p and accumulates everything else from e^{ℓ/2} − 1,
-which is computed without cancellation, so that small divergences keep their digits in float32.  Exponentials and
-logarithms are polynomials on bit-cast floats and the loops vectorise; blocks of 1024 elements are summed in float32
-and joined in float64.
+Pass 1 finds maxima (of every 64 elements, which later gives the top k without a sort), the normalisers and
+both entropies.  Pass 2 knows both normalisers, forms ℓ = log q − log p and accumulates everything else from
+e^{ℓ/2} − 1, which is computed without cancellation, so that small divergences keep their digits in float32.
+Exponentials and logarithms are polynomials on bit-cast floats and the loops vectorise; blocks of 1024
+elements are summed in float32 and joined in float64.
 
-Rows with NaN, with −inf in only one of the two, or so spread that float32 would not do, are left to the careful
-float64 row of ``numpy_rows``.
+Rows with NaN, with −inf in only one of the two, or so spread that float32 would not do, are left to the
+careful float64 row of ``numpy_rows``.
 """
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from opdtheory.audit.kernels import numpy_rows
+from opdtheory.audit.kernels.numba_math import (
+    FLAGS,
+    F,
+    bits,
+    exp,
+    exp_parts,
+    from_bits,
+    key,
+    log1p,
+    log1p_small,
+    phi_series,
+    square_part,
+    value,
+)
 
 BLOCK = 1024
 SUB = 64
@@ -29,112 +41,14 @@ LOWEST = 87.0
 """Log-probabilities below −87 are raised to it: e^−87 is the smallest normal float32."""
 SPREAD = 40.0
 """Rows that were so raised somewhere and have a log ratio beyond this are computed in float64."""
-FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
-"""Relaxations that let sums vectorise; NaN and infinities keep their meaning."""
 NEAR = 0.69
 """Blocks whose log ratios all lie below this (log 2) take the shorter loop."""
-F = np.float32
-LN2 = F(math.log(2))
-
-
-@intrinsic
-def _bits(typingctx, x):  # type: ignore[no-untyped-def]
-    """float32 → int32, bit for bit."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.int32(types.float32), codegen
-
-
-@intrinsic
-def _from_bits(typingctx, x):  # type: ignore[no-untyped-def]
-    """int32 → float32, bit for bit."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
-@intrinsic
-def _round(typingctx, x):  # type: ignore[no-untyped-def]
-    """Nearest integer as a float; an instruction, so that relaxed arithmetic cannot undo it."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.call(builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()]), args)
-
-    return types.float32(types.float32), codegen
-
-
-@numba.njit(inline="always", fastmath=FLAGS)
-def _square_part(r):  # type: ignore[no-untyped-def]
-    """e^r − 1 − r for |r| ≤ ½ log 2."""
-    y = F(1.9875691500e-4)
-    y = y * r + F(1.3981999507e-3)
-    y = y * r + F(8.3334519073e-3)
-    y = y * r + F(4.1665795894e-2)
-    y = y * r + F(1.6666665459e-1)
-    y = y * r + F(5.0000001201e-1)
-    return y * r * r
-
-
-@numba.njit(inline="always", fastmath=FLAGS)
-def _exp_parts(x):  # type: ignore[no-untyped-def]
-    """(e^r − 1 − r, 2ⁿ, r, n) with e^x = 2ⁿe^r, |r| ≤ ½ log 2, for −87 ≤ x ≤ 88."""
-    n = _round(x * F(1.4426950408889634))
-    r = x - n * F(0.693359375)
-    r = r + n * F(2.12194440e-4)
-    return _square_part(r), _from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))), r, n
-
-
-@numba.njit(inline="always", fastmath=FLAGS)
-def _exp(x):  # type: ignore[no-untyped-def]
-    square, scale, r, _ = _exp_parts(x)
-    return scale * (F(1.0) + (r + square))
-
-
-@numba.njit(inline="always", fastmath=FLAGS)
-def _log1p(z):  # type: ignore[no-untyped-def]
-    """log(1 + z) for −1 < z < 2¹²⁶, relatively accurate near 0."""
-    shifted = np.int32(_bits(F(1.0) + z) - np.int32(0x3F3504F3))
-    e = np.int32(shifted >> np.int32(23))
-    m = _from_bits(np.int32((shifted & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)))
-    f = z if e == np.int32(0) else m - F(1.0)
-    return F(e) * LN2 + _log1p_small(f)
-
-
-@numba.njit(inline="always", fastmath=FLAGS)
-def _log1p_small(f):  # type: ignore[no-untyped-def]
-    """log(1 + f) for √½ − 1 ≤ f ≤ √2 − 1."""
-    y = F(7.0376836292e-2)
-    y = y * f + F(-1.1514610310e-1)
-    y = y * f + F(1.1676998740e-1)
-    y = y * f + F(-1.2420140846e-1)
-    y = y * f + F(1.4249322787e-1)
-    y = y * f + F(-1.6668057665e-1)
-    y = y * f + F(2.0000714765e-1)
-    y = y * f + F(-2.4999993993e-1)
-    y = y * f + F(3.3333331174e-1)
-    f2 = f * f
-    return f + f2 * (y * f - F(0.5))
-
-
-@numba.njit(inline="always")
-def _key(x):  # type: ignore[no-untyped-def]
-    """An integer ordered as the float is (NaN beyond the infinities); its own inverse on bits."""
-    bits = _bits(x)
-    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-
-
-@numba.njit(inline="always")
-def _value(key):  # type: ignore[no-untyped-def]
-    return _from_bits(np.int32(key ^ np.int32(np.int32(key >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
 @numba.njit(nogil=True, cache=True)
 def _maxima(x, tops):  # type: ignore[no-untyped-def]
-    """Maximum of every SUB elements into ``tops``; returns the minimum of all.  NaN comes out as NaN in one of them.
+    """Maximum of every SUB elements into ``tops``; returns the minimum of all.  NaN comes out as NaN in one
+    of them.
 
     Integer keys, because maxima of integers vectorise and those of floats with NaN do not.
     """
@@ -143,19 +57,19 @@ def _maxima(x, tops):  # type: ignore[no-untyped-def]
     for s in range(whole):
         m, l = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
         for i in range(SUB):
-            key = _key(x[s * SUB + i])
-            m = key if key > m else m
-            l = key if key < l else l
-        tops[s] = _value(m)
+            k = key(x[s * SUB + i])
+            m = k if k > m else m
+            l = k if k < l else l
+        tops[s] = value(m)
         low = l if l < low else low
     if whole < tops.shape[0]:
         m = np.int32(-0x80000000)
         for i in range(whole * SUB, x.shape[0]):
-            key = _key(x[i])
-            m = key if key > m else m
-            low = key if key < low else low
-        tops[whole] = _value(m)
-    return _value(low)
+            k = key(x[i])
+            m = k if k > m else m
+            low = k if k < low else low
+        tops[whole] = value(m)
+    return value(low)
 
 
 @numba.njit(fastmath={"nsz", "contract"}, error_model="numpy", nogil=True, cache=True)
@@ -163,12 +77,14 @@ def _exponentials(x, top, es):  # type: ignore[no-untyped-def]
     """e^{x−top} of one block; reassociation would cost digits of the normaliser."""
     for i in range(x.shape[0]):
         a = x[i] - top
-        es[i] = _exp(F(-LOWEST) if a < F(-LOWEST) else a)
+        es[i] = exp(F(-LOWEST) if a < F(-LOWEST) else a)
 
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
 def _sums(x, top, es):  # type: ignore[no-untyped-def]
-    """Σ e and Σ e·(x − top) of one block; the first in float64, as one large term would swallow the others' digits."""
+    """Σ e and Σ e·(x − top) of one block; the first in float64, as one large term would swallow the others'
+    digits.
+    """
     total, weighted = 0.0, F(0)
     for i in range(x.shape[0]):
         a = x[i] - top
@@ -210,28 +126,32 @@ def _normaliser(x, tops, es):  # type: ignore[no-untyped-def]
 
 @numba.njit(fastmath={"nsz", "contract"}, error_model="numpy", nogil=True, cache=True)
 def _densities(x, y, lse_p, lse_q, shift, ps, halves):  # type: ignore[no-untyped-def]
-    """One block's p and ℓ/2; returns max |ℓ|.  The difference of close logits is exact: nothing may reorder it."""
+    """One block's p and ℓ/2; returns max |ℓ|.  The difference of close logits is exact: nothing may reorder
+    it.
+    """
     low_x, low_y = lse_p - F(LOWEST), lse_q - F(LOWEST)
     largest = np.int32(0)
     for i in range(x.shape[0]):
         u = low_x if x[i] < low_x else x[i]
         v = low_y if y[i] < low_y else y[i]
-        ps[i] = _exp(u - lse_p)
+        ps[i] = exp(u - lse_p)
         ell = (v - u) - shift
         halves[i] = F(0.5) * ell
         # sizes of floats compare as integers do, and integer maxima vectorise
-        size = _bits(abs(ell))
+        size = bits(abs(ell))
         largest = size if size > largest else largest
-    return _from_bits(largest)
+    return from_bits(largest)
 
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
 def _ratios_near(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
-    """``_ratios`` of a block whose log ratios are all below log 2: no powers of two, JSD by its series alone."""
+    """``_ratios`` of a block whose log ratios are all below log 2: no powers of two, JSD by its series
+    alone.
+    """
     a0 = a1 = a2 = a3 = a4 = a5 = F(0)
     for i in range(count):
         p, half = ps[i], halves[i]
-        square = _square_part(half)
+        square = square_part(half)
         w = half + square
         w2 = w * w
         em1 = w + w + w2
@@ -243,7 +163,7 @@ def _ratios_near(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
         a3 += pe * em1
         a4 += p * w2
         h2 = half * half
-        a5 += (p * F(2.0) + pe) * _phi_series(h2)
+        a5 += (p * F(2.0) + pe) * phi_series(h2)
         ems[i] = em1
     sums[0] += a0
     sums[1] += a1
@@ -253,16 +173,6 @@ def _ratios_near(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
     sums[5] += a4
 
 
-@numba.njit(inline="always", fastmath=FLAGS)
-def _phi_series(h2):  # type: ignore[no-untyped-def]
-    """φ(h) = h tanh h − log cosh h from h², |h| ≤ ½ log 2; the integrand of 2JSD is (1 + e^ℓ) φ(ℓ/2)."""
-    y = h2 * F(-691 / 85050) + F(31 / 1575)
-    y = y * h2 + F(-17 / 360)
-    y = y * h2 + F(1 / 9)
-    y = y * h2 + F(-0.25)
-    return h2 * (y * h2 + F(0.5))
-
-
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
 def _ratios(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
     """One block's e^ℓ − 1; adds to ``sums`` KL(p‖q), KL(q‖p), 2TV, χ² and 2H²."""
@@ -270,7 +180,7 @@ def _ratios(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
     for i in range(count):
         p, half = ps[i], halves[i]
         ell = half + half
-        square, scale, r, n = _exp_parts(half)
+        square, scale, r, n = exp_parts(half)
         near = n == F(0.0)
         w = r + square if near else scale * (r + square) + (scale - F(1.0))  # e^{ℓ/2} − 1
         w2 = w * w
@@ -298,8 +208,8 @@ def _jsd(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
         half, em1 = halves[i], ems[i]
         h2 = half * half
         ratio = F(2.0) + em1
-        big = half * (em1 / ratio) - (_log1p(F(0.5) * em1) - half)
-        total += ps[i] * ratio * (_phi_series(h2) if h2 < F(1 / 16) else big)
+        big = half * (em1 / ratio) - (log1p(F(0.5) * em1) - half)
+        total += ps[i] * ratio * (phi_series(h2) if h2 < F(1 / 16) else big)
     sums[4] += total
 
 
@@ -308,7 +218,7 @@ def _moment_near(ps, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
     """Adds E_p[log²(1 + α(e^ℓ − 1))] where the argument of the logarithm stays within [√½, √2]."""
     moment = F(0)
     for i in range(count):
-        t = _log1p_small(alpha * ems[i])
+        t = log1p_small(alpha * ems[i])
         moment += ps[i] * t * t
     sums[6] += moment
 
@@ -317,7 +227,7 @@ def _moment_near(ps, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
 def _moment(ps, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
     moment = F(0)
     for i in range(count):
-        t = _log1p(alpha * ems[i])
+        t = log1p(alpha * ems[i])
         moment += ps[i] * t * t
     sums[6] += moment
 
@@ -414,7 +324,7 @@ def _term(p, q, ell):  # type: ignore[no-untyped-def]
 @numba.njit(error_model="numpy", nogil=True, cache=True)
 def _same_zeros(x, y):  # type: ignore[no-untyped-def]
     """Whether −inf stands at the same places of both rows."""
-    for i in range(x.shape[0]):
+    for i in range(x.shape[0]):  # noqa: SIM110 (compiled: generators are slower)
         if (x[i] == -np.inf) != (y[i] == -np.inf):
             return False
     return True
@@ -489,7 +399,7 @@ def pair_statistics(
     weight = F(min(alpha, 1.0 - 2.0**-24))
     workers = min(threads or numba.config.NUMBA_NUM_THREADS, max(1, n // 4))
     edges = np.linspace(0, n, workers + 1).astype(int)
-    calls = [(p[a:b], q[a:b], tokens[a:b], topk, weight, out[a:b], careful[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    calls = [(p[a:b], q[a:b], tokens[a:b], topk, weight, out[a:b], careful[a:b]) for a, b in pairwise(edges)]
     if workers == 1:
         _sweep(*calls[0])
     else:

@@ -1,9 +1,9 @@
 """The sweep in numpy, one row at a time, so that every temporary stays in cache.
 
-Near p = q the naive sums cancel: Σ p(log p − log q) is a difference of numbers of the size of the entropy.  Here every
-divergence is a sum of non-negative terms in ℓ = log q − log p: KL(p‖q) = Σ p(e^ℓ−1−ℓ), KL(q‖p) = Σ p(ℓ(e^ℓ−1) −
-(e^ℓ−1−ℓ)), χ²(q‖p) = Σ p(e^ℓ−1)², TV = ½Σ p|e^ℓ−1|, H² = ½Σ p(e^{ℓ/2}−1)², JSD = ½Σ p·j(ℓ); e^ℓ−1−ℓ and j come from
-their series where |ℓ| is small.
+Near p = q the naive sums cancel: Σ p(log p − log q) is a difference of numbers of the size of the entropy.
+Here every divergence is a sum of non-negative terms in ℓ = log q − log p: KL(p‖q) = Σ p(e^ℓ−1−ℓ), KL(q‖p) =
+Σ p(ℓ(e^ℓ−1) − (e^ℓ−1−ℓ)), χ²(q‖p) = Σ p(e^ℓ−1)², TV = ½Σ p|e^ℓ−1|, H² = ½Σ p(e^{ℓ/2}−1)², JSD = ½Σ p·j(ℓ);
+e^ℓ−1−ℓ and j come from their series where |ℓ| is small.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ STATISTICS = (
 )  # fmt: skip
 SERIES_BELOW = 0.5
 CHUNK = 1 << 14
-"""Elements handled at a time: seven buffers of them fit the second-level cache, and none is allocated twice."""
+"""Elements handled at a time: seven buffers of them fit the second-level cache, and none is allocated
+twice.
+"""
 NARROW = 0.05
 """In float64 the series serve a narrower range, where they are exact to the last digits."""
 SAFE_RANGE = 80.0
 """Rows whose log-probabilities or log ratios exceed this in size are computed in float64, zeros included."""
 
 
-def pair_statistics(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, topk: int, alpha: float) -> dict[str, np.ndarray]:
+def pair_statistics(
+    p: np.ndarray, q: np.ndarray, tokens: np.ndarray, topk: int, alpha: float
+) -> dict[str, np.ndarray]:
     """See ``dispatch.pair_statistics``."""
     out = np.full((len(STATISTICS), len(p)), np.nan)
     work = np.empty((7, min(CHUNK, max(1, p.shape[1]))), p.dtype)
@@ -34,7 +38,9 @@ def pair_statistics(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, topk: int,
     return dict(zip(STATISTICS, out, strict=True))
 
 
-def _row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float, work: np.ndarray) -> np.ndarray | float:
+def _row(
+    x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float, work: np.ndarray
+) -> np.ndarray | float:
     top_x, top_y = x.max(), y.max()
     if not (np.isfinite(top_x) and np.isfinite(top_y)):
         return np.nan
@@ -46,12 +52,29 @@ def _row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float, work
     sums = np.zeros(7)
     largest = 0.0
     for a in range(0, len(x), CHUNK):
-        largest = max(largest, _chunk(x[a : a + CHUNK], y[a : a + CHUNK], lse_p, lse_q - lse_p, alpha, sums, work))
+        largest = max(
+            largest, _chunk(x[a : a + CHUNK], y[a : a + CHUNK], lse_p, lse_q - lse_p, alpha, sums, work)
+        )
     kl_top, tv_top = topk_row(x, y, lse_p, lse_q, token, topk)
-    return np.array([
-        x[token] - lse_p, y[token] - lse_q, entropy_p, entropy_q, sums[0], sums[1], sums[2] / 2, sums[3], sums[4] / 2,
-        sums[5] / 2, largest, sums[6], kl_top, tv_top,
-    ], dtype=np.float64)  # fmt: skip
+    return np.array(
+        [
+            x[token] - lse_p,
+            y[token] - lse_q,
+            entropy_p,
+            entropy_q,
+            sums[0],
+            sums[1],
+            sums[2] / 2,
+            sums[3],
+            sums[4] / 2,
+            sums[5] / 2,
+            largest,
+            sums[6],
+            kl_top,
+            tv_top,
+        ],
+        dtype=np.float64,
+    )
 
 
 def _normaliser(x: np.ndarray, top: np.floating, work: np.ndarray) -> tuple[float, float]:
@@ -139,7 +162,9 @@ def _series(series: tuple[float, ...], x: np.ndarray) -> np.ndarray:
     return np.polynomial.polynomial.polyval(x, series)
 
 
-def topk_row(x: np.ndarray, y: np.ndarray, lse_x: float, lse_y: float, token: int, k: int) -> tuple[float, float]:
+def topk_row(
+    x: np.ndarray, y: np.ndarray, lse_x: float, lse_y: float, token: int, k: int
+) -> tuple[float, float]:
     """KL(p‖q) and TV after merging all but p's top k tokens and the drawn one, ties to the lower index."""
     if k >= len(x):
         top = np.arange(len(x))
@@ -149,11 +174,17 @@ def topk_row(x: np.ndarray, y: np.ndarray, lse_x: float, lse_y: float, token: in
         top = np.concatenate([above, np.flatnonzero(x == edge)[: k - len(above)]])
     if token not in top:
         top = np.append(top, token)
-    return topk_pair(np.exp(x[top].astype(np.float64) - lse_x), np.exp(y[top].astype(np.float64) - lse_y), len(top) == len(x))
+    return topk_pair(
+        np.exp(x[top].astype(np.float64) - lse_x),
+        np.exp(y[top].astype(np.float64) - lse_y),
+        len(top) == len(x),
+    )
 
 
 def _kth_largest(x: np.ndarray, k: int) -> np.floating:
-    """The k-th largest entry: the k-th largest maximum of 64 neighbours bounds it from below, which leaves few."""
+    """The k-th largest entry: the k-th largest maximum of 64 neighbours bounds it from below, which leaves
+    few.
+    """
     whole = len(x) // 64 * 64
     if whole // 64 > 4 * k:
         maxima = x[:whole].reshape(-1, 64).max(axis=1)
@@ -174,7 +205,9 @@ def topk_pair(p: np.ndarray, q: np.ndarray, everything: bool = False) -> tuple[f
 
 
 def careful_row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float) -> np.ndarray:
-    """One row in float64 with exact rules for zeros: 0·log 0 = 0, and missing support makes a divergence inf."""
+    """One row in float64 with exact rules for zeros: 0·log 0 = 0, and missing support makes a divergence
+    inf.
+    """
     x, y = x.astype(np.float64), y.astype(np.float64)
     lp, lq = x - _lse(x), y - _lse(y)
     p, q = np.exp(lp), np.exp(lq)
@@ -186,25 +219,60 @@ def careful_row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: floa
     small = np.where(near, ell, 0.0)
     g = pb * small**2 * _series(SERIES_G, small)
     kl_pq = np.where(near, g, qb - pb - pb * ell).sum() + q_only if p_only == 0 else np.inf
-    kl_qp = np.where(near, pb * small * np.expm1(small) - g, qb * ell - qb + pb).sum() + p_only if q_only == 0 else np.inf
+    kl_qp = (
+        np.where(near, pb * small * np.expm1(small) - g, qb * ell - qb + pb).sum() + p_only
+        if q_only == 0
+        else np.inf
+    )
     diff = np.where(near, pb * np.expm1(small), qb - pb)
     tv = (np.abs(diff).sum() + p_only + q_only) / 2
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         log_square = np.where(both, 2 * lq - lp, -np.inf)
         far = np.where(near, pb * np.expm1(small) ** 2, np.exp(log_square) - 2 * qb + pb)
         chi2 = np.where(both, far, 0).sum() + p_only if q_only == 0 else np.inf
-        hellinger = (np.where(near, pb * np.expm1(small / 2) ** 2, (np.sqrt(pb) - np.sqrt(qb)) ** 2).sum() + p_only + q_only) / 2
+        hellinger = (
+            np.where(near, pb * np.expm1(small / 2) ** 2, (np.sqrt(pb) - np.sqrt(qb)) ** 2).sum()
+            + p_only
+            + q_only
+        ) / 2
         m = (pb + qb) / 2
         terms = np.where(m > 0, _rel(pb, m) + _rel(qb, m), 0.0) / 2
-        jsd = np.where(near, pb * small**2 * _series(SERIES_J, small) / 2, terms).sum() + (p_only + q_only) * np.log(2) / 2
+        jsd = (
+            np.where(near, pb * small**2 * _series(SERIES_J, small) / 2, terms).sum()
+            + (p_only + q_only) * np.log(2) / 2
+        )
         # where q has no mass α q/p + 1 − α is 1 − α
-        topd = np.where(lq > -np.inf, np.logaddexp(np.log(alpha) + ell, np.log1p(-alpha) if alpha < 1 else -np.inf), np.log1p(-alpha) if alpha < 1 else -np.inf)  # fmt: skip
-        topd = np.where(near, np.log1p(alpha * np.expm1(small)), topd) if alpha < 1 else np.where(lq > -np.inf, ell, -np.inf)
+        topd = np.where(
+            lq > -np.inf,
+            np.logaddexp(np.log(alpha) + ell, np.log1p(-alpha) if alpha < 1 else -np.inf),
+            np.log1p(-alpha) if alpha < 1 else -np.inf,
+        )
+        topd = (
+            np.where(near, np.log1p(alpha * np.expm1(small)), topd)
+            if alpha < 1
+            else np.where(lq > -np.inf, ell, -np.inf)
+        )
         moment = np.where(p > 0, p * np.where(p > 0, topd, 0.0) ** 2, 0.0).sum()
     largest = np.inf if p_only > 0 or q_only > 0 else float(np.abs(ell).max())
     entropy = [-(w[w > 0] * lw[w > 0]).sum() for w, lw in ((p, lp), (q, lq))]
     kl_top, tv_top = topk_row(x, y, _lse(x), _lse(y), token, topk)
-    return np.array([lp[token], lq[token], *entropy, kl_pq, kl_qp, tv, chi2, jsd, hellinger, largest, moment, kl_top, tv_top])
+    return np.array(
+        [
+            lp[token],
+            lq[token],
+            *entropy,
+            kl_pq,
+            kl_qp,
+            tv,
+            chi2,
+            jsd,
+            hellinger,
+            largest,
+            moment,
+            kl_top,
+            tv_top,
+        ]
+    )
 
 
 def _lse(x: np.ndarray) -> float:

@@ -1,8 +1,9 @@
 """The sweep on a GPU: one program a row, blocks of the vocabulary, no temporary of the size of the logits.
 
-``one_pass`` reads the logits once and gives log-probabilities, entropies, KL both ways, χ² and E_p[ℓ²] from running
-maxima with rescaled sums; its KL is a difference of larger numbers, good to about 1e-6 nats.  The full set reads them
-twice and computes the terms as ``numba_rows`` does, so that small divergences keep their digits.
+``one_pass`` reads the logits once and gives log-probabilities, entropies, KL both ways, χ² and E_p[ℓ²] from
+running maxima with rescaled sums; its KL is a difference of larger numbers, good to about 1e-6 nats.  The
+full set reads them twice and computes the terms as ``numba_rows`` does, so that small divergences keep
+their digits.
 
 With ``TRITON_INTERPRET=1`` the kernels run on CPU tensors, which is how their logic is tested.
 """
@@ -18,8 +19,30 @@ import triton.language as tl
 BLOCK = 4096
 SPREAD = 40.0
 """Rows with a larger log ratio are recomputed in float64."""
-ONE_PASS = ("logp_p", "logp_q", "entropy_p", "entropy_q", "kl_pq", "kl_qp", "log_ratio_second_moment", "chi2_qp")
-_FULL = ("logp_p", "logp_q", "entropy_p", "entropy_q", "kl_pq", "kl_qp", "tv", "chi2_qp", "jsd", "hellinger2", "max_abs_log_ratio", "topd_second_moment")  # fmt: skip
+ONE_PASS = (
+    "logp_p",
+    "logp_q",
+    "entropy_p",
+    "entropy_q",
+    "kl_pq",
+    "kl_qp",
+    "log_ratio_second_moment",
+    "chi2_qp",
+)
+_FULL = (
+    "logp_p",
+    "logp_q",
+    "entropy_p",
+    "entropy_q",
+    "kl_pq",
+    "kl_qp",
+    "tv",
+    "chi2_qp",
+    "jsd",
+    "hellinger2",
+    "max_abs_log_ratio",
+    "topd_second_moment",
+)
 
 
 @triton.jit
@@ -36,7 +59,9 @@ def _log1p(z):
     """log(1 + z), by its series where |z| < 0.1."""
     near = tl.abs(z) < 0.1
     n = tl.where(near, z, 0.0)
-    series = n * (1.0 + n * (-0.5 + n * (1.0 / 3 + n * (-0.25 + n * (0.2 + n * (-1.0 / 6 + n * (1.0 / 7 - n / 8)))))))
+    series = n * (
+        1.0 + n * (-0.5 + n * (1.0 / 3 + n * (-0.25 + n * (0.2 + n * (-1.0 / 6 + n * (1.0 / 7 - n / 8))))))
+    )
     return tl.where(near, series, tl.log(1.0 + z))
 
 
@@ -73,7 +98,10 @@ def _one_pass_kernel(x_ptr, y_ptr, token_ptr, out_ptr, vocab, x_stride, y_stride
         top_p, sum_p, ent_p = _running(x, top_p, sum_p, ent_p)
         top_q, sum_q, ent_q = _running(y, top_q, sum_q, ent_q)
         safe_p, safe_q = tl.where(top_p == ninf, 0.0, top_p), tl.where(top_q == ninf, 0.0, top_q)
-        fade_p, fade_q = tl.exp(tl.maximum(old_p - safe_p, -200.0)), tl.exp(tl.maximum(old_q - safe_q, -200.0))
+        fade_p, fade_q = (
+            tl.exp(tl.maximum(old_p - safe_p, -200.0)),
+            tl.exp(tl.maximum(old_q - safe_q, -200.0)),
+        )
         e_p, e_q = tl.exp(tl.maximum(x - safe_p, -200.0)), tl.exp(tl.maximum(y - safe_q, -200.0))
         d_p = d_p * fade_p + tl.sum(e_p * d, axis=0)
         dd_p = dd_p * fade_p + tl.sum(e_p * d * d, axis=0)
@@ -175,14 +203,23 @@ def _check(p: torch.Tensor, q: torch.Tensor) -> None:
         raise ValueError("logits: expected rows that are contiguous in memory")
 
 
-def one_pass(p_logits: torch.Tensor, q_logits: torch.Tensor, tokens: torch.Tensor, block: int = BLOCK) -> dict[str, torch.Tensor]:
+def one_pass(
+    p_logits: torch.Tensor, q_logits: torch.Tensor, tokens: torch.Tensor, block: int = BLOCK
+) -> dict[str, torch.Tensor]:
     """The statistics ``ONE_PASS`` (N,) of logits (N, V) in bf16, fp16 or fp32, each logit read once."""
     _check(p_logits, q_logits)
     n, vocab = p_logits.shape
     out = torch.empty((n, 8), dtype=torch.float32, device=p_logits.device)
     if n:
         _one_pass_kernel[(n,)](
-            p_logits, q_logits, tokens, out, vocab, p_logits.stride(0), q_logits.stride(0), BLOCK=_block(vocab, block)
+            p_logits,
+            q_logits,
+            tokens,
+            out,
+            vocab,
+            p_logits.stride(0),
+            q_logits.stride(0),
+            BLOCK=_block(vocab, block),
         )
     return dict(zip(ONE_PASS, out.unbind(1), strict=True))
 
@@ -192,7 +229,12 @@ def _block(vocab: int, block: int) -> int:
 
 
 def pair_statistics(
-    p_logits: torch.Tensor, q_logits: torch.Tensor, tokens: torch.Tensor, topk: int = 20, alpha: float = 0.1, block: int = BLOCK
+    p_logits: torch.Tensor,
+    q_logits: torch.Tensor,
+    tokens: torch.Tensor,
+    topk: int = 20,
+    alpha: float = 0.1,
+    block: int = BLOCK,
 ) -> dict[str, torch.Tensor]:
     """All statistics of ``dispatch.pair_statistics`` as float64 tensors (N,) on the logits' device."""
     _check(p_logits, q_logits)
@@ -201,21 +243,44 @@ def pair_statistics(
     weight = min(alpha, 1.0 - 2.0**-24)
     if n:
         _full_kernel[(n,)](
-            p_logits, q_logits, tokens, out, vocab, p_logits.stride(0), q_logits.stride(0), weight, BLOCK=_block(vocab, block)
+            p_logits,
+            q_logits,
+            tokens,
+            out,
+            vocab,
+            p_logits.stride(0),
+            q_logits.stride(0),
+            weight,
+            BLOCK=_block(vocab, block),
         )
     values = dict(zip((*_FULL, "p_only", "q_only"), out.double().unbind(1), strict=True))
     lost_p, lost_q = values.pop("p_only"), values.pop("q_only")
     values["topk_kl"], values["topk_tv"] = _partition(p_logits, q_logits, tokens, values, min(topk, vocab))
-    careful = (values["max_abs_log_ratio"] > SPREAD) | (lost_p > 0) | (lost_q > 0) | ~torch.isfinite(values["entropy_p"] + values["kl_pq"])
+    careful = (
+        (values["max_abs_log_ratio"] > SPREAD)
+        | (lost_p > 0)
+        | (lost_q > 0)
+        | ~torch.isfinite(values["entropy_p"] + values["kl_pq"])
+    )
     for i in careful.nonzero()[:, 0].tolist():
         _careful(values, i, p_logits[i], q_logits[i], int(tokens[i]), min(topk, vocab), alpha)
     return values
 
 
-def _careful(values: dict[str, torch.Tensor], i: int, p: torch.Tensor, q: torch.Tensor, token: int, topk: int, alpha: float) -> None:
+def _careful(
+    values: dict[str, torch.Tensor],
+    i: int,
+    p: torch.Tensor,
+    q: torch.Tensor,
+    token: int,
+    topk: int,
+    alpha: float,
+) -> None:
     from opdtheory.audit.kernels import numpy_rows
 
-    row = numpy_rows.pair_statistics(p[None].double().cpu().numpy(), q[None].double().cpu().numpy(), [token], topk, alpha)  # type: ignore[arg-type]
+    row = numpy_rows.pair_statistics(
+        p[None].double().cpu().numpy(), q[None].double().cpu().numpy(), [token], topk, alpha
+    )  # type: ignore[arg-type]
     for name, found in row.items():
         values[name][i] = float(found[0])
 
@@ -239,6 +304,8 @@ def _partition(
     a, b = torch.cat([a, rest_a[:, None]], -1), torch.cat([b, rest_b[:, None]], -1)
     ell = torch.where((a > 0) & (b > 0), b.log() - a.log(), 0.0)
     near = ell.abs() < 0.5
-    terms = torch.where(near, a * (torch.expm1(ell) - ell), b - a - torch.where(a > 0, a * (b.log() - a.log()), 0.0))
+    terms = torch.where(
+        near, a * (torch.expm1(ell) - ell), b - a - torch.where(a > 0, a * (b.log() - a.log()), 0.0)
+    )
     terms = torch.where(a > 0, torch.where(b > 0, terms, torch.inf), b)
     return terms.sum(-1).clamp_min(0.0), (a - b).abs().sum(-1) / 2

@@ -1,4 +1,6 @@
-"""Padded (B, T) tables of named arrays → batches; the tables may live in memory, in an npz or in a safetensors file."""
+"""Padded (B, T) tables of named arrays → batches; the tables may live in memory, in an npz or in a
+safetensors file.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def canonical_columns(columns: Mapping[str, Column], source: str) -> dict[str, C
     return out
 
 
-def batches(columns: Mapping[str, Column], source: str, group: str | None = None, step: int | None = None) -> Iterator[Batch]:
+def batches(
+    columns: Mapping[str, Column], source: str, group: str | None = None, step: int | None = None
+) -> Iterator[Batch]:
     """Batches of a few sequences each; memory is bounded by the batch, not by the table.
 
     Shapes: ``tokens``, masks and log-probabilities (B, T); ``rewards`` and ``group`` (B,); logits (B, T, V);
@@ -77,8 +81,16 @@ def _check_shapes(table: Mapping[str, Column], source: str) -> tuple[int, int]:
         got = table[name].shape
         dims = 3 if name in LOGIT_POLICIES or name in TOPK_NAMES else 2
         if len(got) != dims:
-            raise InputError(source, f"key {name!r}", f"shape {got}", "(B, T)" if dims == 2 else "(B, T, V or k)")
-        kinds = "biu" if name in ("tokens",) or name.endswith("_ids") else "fiub" if name == "response_mask" else "f"
+            raise InputError(
+                source, f"key {name!r}", f"shape {got}", "(B, T)" if dims == 2 else "(B, T, V or k)"
+            )
+        kinds = (
+            "biu"
+            if name in ("tokens",) or name.endswith("_ids")
+            else "fiub"
+            if name == "response_mask"
+            else "f"
+        )
         if table[name].kind not in kinds:
             wanted = {"biu": "integers", "f": "floating-point numbers"}.get(kinds, "0/1 or booleans")
             raise InputError(source, f"key {name!r}", f"dtype kind {table[name].kind!r}", wanted)
@@ -96,19 +108,31 @@ def _check_shapes(table: Mapping[str, Column], source: str) -> tuple[int, int]:
     for policy in ("train", "rollout", "teacher"):
         pair = [table.get(f"{policy}_topk_{s}") for s in ("ids", "log_probs")]
         if (pair[0] is None) != (pair[1] is None) or (pair[0] and pair[1] and pair[0].shape != pair[1].shape):
-            raise InputError(source, f"{policy}_topk", "ids and log-probabilities that differ in shape or presence", "both, alike")
+            raise InputError(
+                source,
+                f"{policy}_topk",
+                "ids and log-probabilities that differ in shape or presence",
+                "both, alike",
+            )
     if vocab and "tokens" not in table:
         raise InputError(source, "tokens", "no tokens beside full logits", "the drawn token ids (B, T)")
     return shape
 
 
-def _batch(table: Mapping[str, Column], source: str, group: str | None, step: int | None, a: int, b: int, T: int) -> Batch:
+def _batch(
+    table: Mapping[str, Column], source: str, group: str | None, step: int | None, a: int, b: int, T: int
+) -> Batch:
     n = b - a
     mask = np.ones((n, T), dtype=bool)
     if "response_mask" in table:
         raw = table["response_mask"].fetch(a, b)
         if not np.isin(raw, (0, 1)).all():
-            raise InputError(source, f"key 'response_mask' rows {a}..{b - 1}", f"value {raw[~np.isin(raw, (0, 1))][0]}", "0/1")
+            raise InputError(
+                source,
+                f"key 'response_mask' rows {a}..{b - 1}",
+                f"value {raw[~np.isin(raw, (0, 1))][0]}",
+                "0/1",
+            )
         mask = raw.astype(bool)
     if "sample_mask" in table:
         mask = mask & (np.asarray(table["sample_mask"].fetch(a, b)).reshape(n, -1)[:, :1] != 0)
@@ -137,7 +161,9 @@ def _batch(table: Mapping[str, Column], source: str, group: str | None, step: in
         if name in table:
             vocab = table[name].shape[2]
             if tokens.size and tokens.max() >= vocab:
-                raise InputError(source, "key 'tokens'", f"token id {tokens.max()}", f"ids below the vocabulary {vocab}")
+                raise InputError(
+                    source, "key 'tokens'", f"token id {tokens.max()}", f"ids below the vocabulary {vocab}"
+                )
             logits[policy] = Rows(vocab, _row_fetcher(table[name], kept, a, T))
     ids = [f"row {i}" for i in range(a, b)]
     key = group or ("group" if "group" in table else None)
@@ -148,14 +174,25 @@ def _batch(table: Mapping[str, Column], source: str, group: str | None, step: in
         if f"{p}_topk_ids" in table
     }
     return Batch(
-        source=source, tokens=tokens, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        positions=kept % T - np.repeat(first, lengths) if T else kept, columns=columns,
-        group=np.array([group_key(v) for v in names], dtype=np.uint64), ids=ids, rewards=rewards, logits=logits,
-        topk=topk, dropped=T - lengths, grouped=key is not None, step=step,
-    )  # fmt: skip
+        source=source,
+        tokens=tokens,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        positions=kept % T - np.repeat(first, lengths) if T else kept,
+        columns=columns,
+        group=np.array([group_key(v) for v in names], dtype=np.uint64),
+        ids=ids,
+        rewards=rewards,
+        logits=logits,
+        topk=topk,
+        dropped=T - lengths,
+        grouped=key is not None,
+        step=step,
+    )
 
 
-def _row_fetcher(column: Column, kept: np.ndarray, first_row: int, T: int) -> Callable[[int, int], np.ndarray]:
+def _row_fetcher(
+    column: Column, kept: np.ndarray, first_row: int, T: int
+) -> Callable[[int, int], np.ndarray]:
     """Rows start..stop of the kept tokens, read one stretch of sequences at a time."""
 
     def fetch(start: int, stop: int) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""npz and safetensors opened without trusting them: sizes are checked before anything is decompressed or mapped."""
+"""npz and safetensors opened without trusting them: sizes are checked before anything is decompressed or
+mapped.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,20 @@ BIG_RATIO = 200
 """A member of more than 256 MB that shrank 200-fold holds no log-probabilities."""
 
 _DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
-}  # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
 
 
 def bf16_to_float(bits: np.ndarray) -> np.ndarray:
@@ -35,7 +48,9 @@ def bf16_to_float(bits: np.ndarray) -> np.ndarray:
 
 
 def npz_columns(path: Path) -> dict[str, Column]:
-    """The arrays of an npz file, read in stretches of their first axis; object arrays (pickles) are refused."""
+    """The arrays of an npz file, read in stretches of their first axis; object arrays (pickles) are
+    refused.
+    """
     source = str(path)
     try:
         archive = zipfile.ZipFile(path)
@@ -46,13 +61,23 @@ def npz_columns(path: Path) -> dict[str, Column]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if not info.filename.endswith(".npy"):
-                raise InputError(source, f"member {info.filename!r}", "no .npy array", "only arrays in an npz file")
+                raise InputError(
+                    source, f"member {info.filename!r}", "no .npy array", "only arrays in an npz file"
+                )
             if name in columns:
-                raise InputError(source, f"member {info.filename!r}", "a duplicate key", "distinct array names")
+                raise InputError(
+                    source, f"member {info.filename!r}", "a duplicate key", "distinct array names"
+                )
             ratio = info.file_size / max(1, info.compress_size)
-            if ratio > MAX_RATIO or info.file_size > MAX_MEMBER or (info.file_size > BIG and ratio > BIG_RATIO):
+            if (
+                ratio > MAX_RATIO
+                or info.file_size > MAX_MEMBER
+                or (info.file_size > BIG and ratio > BIG_RATIO)
+            ):
                 text = f"{info.file_size} bytes from {info.compress_size} compressed ones (a zip bomb?)"
-                raise InputError(source, f"member {info.filename!r}", text, f"a compression ratio below {BIG_RATIO}")
+                raise InputError(
+                    source, f"member {info.filename!r}", text, f"a compression ratio below {BIG_RATIO}"
+                )
             columns[name] = _npy_column(path, info, source)
     return columns
 
@@ -62,13 +87,32 @@ def _npy_column(path: Path, info: zipfile.ZipInfo, source: str) -> Column:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
             version = np.lib.format.read_magic(stream)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            reader = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, fortran, dtype = reader(stream, max_header_size=10_000)
             header = stream.tell()
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise InputError(source, where, f"an unreadable npy header ({error})", "an array saved by numpy") from None
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise InputError(
+            source, where, f"an unreadable npy header ({error})", "an array saved by numpy"
+        ) from None
     if dtype.hasobject:
-        raise InputError(source, where, "an array of Python objects (pickle)", "a plain numeric array; pickles are never loaded")
+        raise InputError(
+            source,
+            where,
+            "an array of Python objects (pickle)",
+            "a plain numeric array; pickles are never loaded",
+        )
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if size != info.file_size - header:
         found = f"{info.file_size - header} bytes of data"
@@ -103,9 +147,16 @@ def _forward_reader(
             data = state["stream"].read((stop - start) * row)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             state.clear()
-            raise InputError(source, f"member {info.filename!r} rows {start}..{stop - 1}", str(error), "intact data") from None
+            raise InputError(
+                source, f"member {info.filename!r} rows {start}..{stop - 1}", str(error), "intact data"
+            ) from None
         if len(data) != (stop - start) * row:
-            raise InputError(source, f"member {info.filename!r}", f"{len(data)} bytes", f"{(stop - start) * row}: truncated")
+            raise InputError(
+                source,
+                f"member {info.filename!r}",
+                f"{len(data)} bytes",
+                f"{(stop - start) * row}: truncated",
+            )
         state["at"] += len(data)
         block = np.frombuffer(data, dtype=dtype).reshape((stop - start, *shape[1:]))
         state["block"] = ((start, stop), block) if len(data) < BIG else None
@@ -124,7 +175,12 @@ def safetensors_columns(path: Path) -> dict[str, Column]:
             raise InputError(source, "header", f"{total} bytes", "a safetensors file")
         (length,) = struct.unpack("<Q", head)
         if length > min(MAX_HEADER, total - 8):
-            raise InputError(source, "header", f"a header of {length} bytes in a file of {total}", f"at most {MAX_HEADER} bytes")
+            raise InputError(
+                source,
+                "header",
+                f"a header of {length} bytes in a file of {total}",
+                f"at most {MAX_HEADER} bytes",
+            )
         raw = stream.read(length)
     try:
         table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
@@ -143,14 +199,20 @@ def safetensors_columns(path: Path) -> dict[str, Column]:
 def _tensor_column(path: Path, name: str, entry: Any, base: int, total: int, source: str) -> Column:
     where = f"tensor {name!r}"
     try:
-        kind, shape, (begin, end) = entry["dtype"], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+        kind, shape, (begin, end) = (
+            entry["dtype"],
+            tuple(int(n) for n in entry["shape"]),
+            entry["data_offsets"],
+        )
     except (TypeError, KeyError, ValueError):
         raise InputError(source, where, f"{str(entry)[:60]!r}", "dtype, shape and data_offsets") from None
     if kind not in _DTYPES:
         raise InputError(source, where, f"dtype {kind!r}", f"one of {', '.join(_DTYPES)}")
     dtype = np.dtype(_DTYPES[kind])
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    good = isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end and min(shape, default=0) >= 0
+    good = (
+        isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end and min(shape, default=0) >= 0
+    )
     if not good or end - begin != size or base + end > total:
         found = f"bytes {begin}..{end} for shape {shape} of {kind} in a file of {total} bytes"
         raise InputError(source, where, found, f"{size} bytes inside the file")

@@ -1,6 +1,7 @@
 """Log-prob dumps of inference engines: vLLM (offline), OpenAI-style servers, SGLang → sequences.
 
-All three give the sampled token's log-probability under the rollout policy and, when asked for, a top-k table.
+All three give the sampled token's log-probability under the rollout policy and, when asked for, a top-k
+table.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ def kind_of(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def sequences(record: Mapping[str, Any], kind: str, source: str, where: str, group: str | None) -> Iterator[Sequence_]:
+def sequences(
+    record: Mapping[str, Any], kind: str, source: str, where: str, group: str | None
+) -> Iterator[Sequence_]:
     """The sequences of one engine record; per-token lists under canonical names beside them are kept."""
     split = {"vllm": _vllm, "openai": _openai, "sglang": _sglang}[kind]
     try:
         for i, (flat, place) in enumerate(split(record)):
             spot = f"{where}{place}"
-            flat.setdefault("group", record.get("group", record.get("request_id", record.get("prompt", record.get("id")))))
+            flat.setdefault(
+                "group", record.get("group", record.get("request_id", record.get("prompt", record.get("id"))))
+            )
             if group:
                 flat[group] = record.get(group)
             flat.setdefault("id", f"{record['id']}#{i}" if "id" in record else spot)
@@ -52,7 +57,16 @@ _SHAPES = {
     "openai": "choices[].logprobs.content[] with token and logprob",
     "sglang": "meta_info.output_token_logprobs as [logprob, id, text]",
 }
-_EXTRA = ("log_probs", "old_log_probs", "teacher_log_probs", "ref_log_probs", "advantages", "rewards", "reward", "response_mask")
+_EXTRA = (
+    "log_probs",
+    "old_log_probs",
+    "teacher_log_probs",
+    "ref_log_probs",
+    "advantages",
+    "rewards",
+    "reward",
+    "response_mask",
+)
 
 
 def _beside(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +74,9 @@ def _beside(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(rows: list[list[tuple[int, float]]]) -> dict[str, Any]:
-    """Ragged top-k rows → padded ids and log-probabilities; a width of one is only the sampled token, no table."""
+    """Ragged top-k rows → padded ids and log-probabilities; a width of one is only the sampled token, no
+    table.
+    """
     width = max((len(r) for r in rows), default=0)
     if width < 2:
         return {}
@@ -79,18 +95,28 @@ def _vllm(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         if len(rows) != len(tokens):
             raise ValueError(f"{len(rows)} logprob entries for {len(tokens)} tokens")
         # the sampled id is looked up by name: engines put it at different places of the dictionary
-        entries = [{int(k): v if isinstance(v, dict) else {"logprob": v} for k, v in row.items()} for row in rows]
+        entries = [
+            {int(k): v if isinstance(v, dict) else {"logprob": v} for k, v in row.items()} for row in rows
+        ]
         logps = [row[int(t)]["logprob"] for row, t in zip(entries, tokens, strict=True)]
         texts = [str(row[int(t)].get("decoded_token") or "") for row, t in zip(entries, tokens, strict=True)]
         table = _table([[(k, float(v["logprob"])) for k, v in row.items()] for row in entries])
         place = f", outputs[{n}]" if "outputs" in record else ""
-        yield {"tokens": tokens, "rollout_log_probs": logps, "token_texts": texts, **table, **_beside(out)}, place
+        yield (
+            {"tokens": tokens, "rollout_log_probs": logps, "token_texts": texts, **table, **_beside(out)},
+            place,
+        )
 
 
 def _openai(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     for n, choice in enumerate(record["choices"]):
         content = choice["logprobs"]["content"]
-        table = _table([[(_text_id(e["token"]), float(e["logprob"])) for e in c.get("top_logprobs") or []] for c in content])
+        table = _table(
+            [
+                [(_text_id(e["token"]), float(e["logprob"])) for e in c.get("top_logprobs") or []]
+                for c in content
+            ]
+        )
         flat = {
             "tokens": [_text_id(c["token"]) for c in content],
             "rollout_log_probs": [c["logprob"] for c in content],
@@ -112,7 +138,11 @@ def _sglang(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     meta = record["meta_info"]
     rows = meta["output_token_logprobs"]
     top = meta.get("output_top_logprobs") or []
-    table = _table([[(int(e[1]), float(e[0])) for e in row or []] for row in top]) if len(top) == len(rows) else {}
+    table = (
+        _table([[(int(e[1]), float(e[0])) for e in row or []] for row in top])
+        if len(top) == len(rows)
+        else {}
+    )
     flat = {
         "tokens": [int(r[1]) for r in rows],
         "rollout_log_probs": [r[0] for r in rows],

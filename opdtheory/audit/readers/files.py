@@ -1,8 +1,8 @@
 """Finding out what a file is from its first bytes, and reading it as batches.
 
-A file is cut into units (stretches of a JSONL file, otherwise the whole file) that can be read independently and
-in any order.  Nothing in a file is ever executed: pickles are refused, ``.pt`` goes through torch's restricted
-loader, npz through a reader of plain arrays.
+A file is cut into units (stretches of a JSONL file, otherwise the whole file) that can be read
+independently and in any order.  Nothing in a file is ever executed: pickles are refused, ``.pt`` goes
+through torch's restricted loader, npz through a reader of plain arrays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ Report = Callable[[InputError], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of one file that is read on its own: bytes ``start:stop`` of a JSONL file, or all of another kind."""
+    """A part of one file that is read on its own: bytes ``start:stop`` of a JSONL file, or all of another
+    kind.
+    """
 
     path: str
     format: str
@@ -53,7 +55,12 @@ def expand(paths: Iterable[str | os.PathLike]) -> list[Path]:
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.is_file() and p.suffix in SUFFIXES]
             if not inside:
-                raise InputError(str(path), "", "a folder without data files", f"files ending in {', '.join(sorted(SUFFIXES))}")
+                raise InputError(
+                    str(path),
+                    "",
+                    "a folder without data files",
+                    f"files ending in {', '.join(sorted(SUFFIXES))}",
+                )
             out += sorted(inside, key=_natural)
         elif path.is_file():
             out.append(path)
@@ -67,8 +74,12 @@ def _natural(path: Path) -> list[Any]:
 
 
 def step_of(path: Path) -> int | None:
-    """Training step named by a path: ``step_12/``, ``train_data_step12.jsonl``, or slime's ``rollout_data/12.pt``."""
-    found = re.findall(r"step[_-]?(\d+)", str(path)) or re.findall(r"(?:rollout|train)_data[/\\](\d+)\.pt$", str(path))
+    """Training step named by a path: ``step_12/``, ``train_data_step12.jsonl``, or slime's
+    ``rollout_data/12.pt``.
+    """
+    found = re.findall(r"step[_-]?(\d+)", str(path)) or re.findall(
+        r"(?:rollout|train)_data[/\\](\d+)\.pt$", str(path)
+    )
     return int(found[-1]) if found else None
 
 
@@ -81,14 +92,18 @@ def detect(path: Path) -> str:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
         except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(str(path), "", f"a damaged or truncated zip ({error})", "an npz or .pt file") from None
+            raise InputError(
+                str(path), "", f"a damaged or truncated zip ({error})", "an npz or .pt file"
+            ) from None
         return "pt" if any(n.endswith("data.pkl") for n in names) else "npz"
     if head.startswith(b"PAR1"):
         return "parquet"
     if len(head) > 8 and head[8:9] == b"{":
         return "safetensors"
     if head[:1] == b"\x80":
-        raise InputError(str(path), "byte 0", "a Python pickle", f"one of {', '.join(FORMATS)}; pickles are never loaded")
+        raise InputError(
+            str(path), "byte 0", "a Python pickle", f"one of {', '.join(FORMATS)}; pickles are never loaded"
+        )
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         return "json"
@@ -119,7 +134,7 @@ def units(path: Path, fmt: str | None = None) -> list[Unit]:
 
 
 def read(unit: Unit, group: str | None, report: Report) -> Iterator[Batch]:
-    """Batches of one unit.  Faulty records are handed to ``report`` and skipped; a faulty container raises."""
+    """Batches of one unit.  Faulty records go to ``report`` and skipped; a faulty container raises."""
     path = Path(unit.path)
     if unit.format == "jsonl":
         yield from _collect(_json_lines(unit, group, report), unit, report)
@@ -173,7 +188,9 @@ def _parse(text: bytes, source: str, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(source, where, f"byte {error.start} is not UTF-8", "UTF-8 JSON") from None
     except json.JSONDecodeError as error:
-        raise InputError(source, f"{where}, column {error.colno}", f"invalid JSON ({error.msg})", "a complete JSON value") from None
+        raise InputError(
+            source, f"{where}, column {error.colno}", f"invalid JSON ({error.msg})", "a complete JSON value"
+        ) from None
     except RecursionError:
         raise InputError(source, where, "JSON nested too deeply", "flat lists of numbers") from None
     except ValueError as error:
@@ -205,7 +222,9 @@ def _json_lines(unit: Unit, group: str | None, report: Report) -> Iterator[Seque
 
 def _json_records(path: Path, group: str | None, report: Report) -> Iterator[Sequence_]:
     if path.stat().st_size > MAX_JSON:
-        raise InputError(str(path), "", f"a JSON document of {path.stat().st_size} bytes", "JSONL for more than 1 GB")
+        raise InputError(
+            str(path), "", f"a JSON document of {path.stat().st_size} bytes", "JSONL for more than 1 GB"
+        )
     document = _parse(path.read_bytes(), str(path), "document")
     records = document if isinstance(document, list) else [document]
     if len(records) == 1 and isinstance(records[0], list):
@@ -219,7 +238,9 @@ def _parquet(path: Path, group: str | None, report: Report) -> Iterator[Sequence
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise InputError(str(path), "", "a parquet file, but pyarrow is not installed", "pip install 'opdtheory[formats]'") from None
+        raise InputError(
+            str(path), "", "a parquet file, but pyarrow is not installed", "pip install 'opdtheory[formats]'"
+        ) from None
     try:
         row = 0
         with pq.ParquetFile(path) as file:
@@ -232,7 +253,9 @@ def _parquet(path: Path, group: str | None, report: Report) -> Iterator[Sequence
                     yield from _guarded(record, str(path), f"row {row}", group, report)
                     row += 1
     except (pa.ArrowException, OSError) as error:
-        raise InputError(str(path), "", f"unreadable parquet ({str(error)[:80]})", "an intact parquet file") from None
+        raise InputError(
+            str(path), "", f"unreadable parquet ({str(error)[:80]})", "an intact parquet file"
+        ) from None
 
 
 def _arrow_value(scalar: Any) -> Any:
@@ -250,19 +273,25 @@ def _torch_file(path: Path, unit: Unit, group: str | None, report: Report) -> It
     try:
         import torch
     except ImportError:
-        raise InputError(str(path), "", "a .pt file, but torch is not installed", "pip install 'opdtheory[llm]'") from None
+        raise InputError(
+            str(path), "", "a .pt file, but torch is not installed", "pip install 'opdtheory[llm]'"
+        ) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds; every one of them means the file is not plain data
         text = str(error).split(". ")[0].replace("\n", " ")[:120]
-        raise InputError(str(path), "", f"not loadable as plain tensors ({text})", "tensors, numbers, lists and dicts only") from None
+        raise InputError(
+            str(path), "", f"not loadable as plain tensors ({text})", "tensors, numbers, lists and dicts only"
+        ) from None
     yield from torch_batches(data, unit, group, report)
 
 
 def torch_batches(data: Any, unit: Unit, group: str | None, report: Report) -> Iterator[Batch]:
-    """Batches of a loaded ``.pt`` object: a dict of (B, T) tensors, of per-sequence lists (slime), or of samples."""
+    """Batches of a loaded ``.pt`` object: a dict of (B, T) tensors, of per-sequence lists (slime), or of
+    samples.
+    """
     if isinstance(data, dict) and isinstance(data.get("samples"), list):
         data = data["samples"]
     if isinstance(data, list):
@@ -295,9 +324,25 @@ def _rows_of(data: dict[str, Any], source: str) -> Iterator[dict[str, Any]]:
     lists = {k: v for k, v in data.items() if isinstance(v, list | np.ndarray) or getattr(v, "ndim", 0) == 1}
     sizes = {k: len(v) for k, v in lists.items()}
     if not sizes:
-        raise InputError(source, "", f"keys {sorted(map(str, data))[:8]}", "tensors or lists, one entry per sequence")
+        raise InputError(
+            source, "", f"keys {sorted(map(str, data))[:8]}", "tensors or lists, one entry per sequence"
+        )
     count = sizes.get("tokens", sizes.get("rollout_log_probs", max(sizes.values())))
-    wrong = {k: n for k, n in sizes.items() if n != count and k in ("tokens", "loss_masks", "rollout_log_probs", "log_probs", "teacher_log_probs", "response_lengths", "rewards")}  # fmt: skip
+    wrong = {
+        k: n
+        for k, n in sizes.items()
+        if n != count
+        and k
+        in (
+            "tokens",
+            "loss_masks",
+            "rollout_log_probs",
+            "log_probs",
+            "teacher_log_probs",
+            "response_lengths",
+            "rewards",
+        )
+    }
     if wrong:
         name = next(iter(wrong))
         raise InputError(source, f"key {name!r}", f"{wrong[name]} entries", f"{count} as in the others")

@@ -1,4 +1,4 @@
-"""One record of a trainer's dump (a JSON object, a parquet row, an entry of a ``.pt`` list) → one sequence."""
+"""One record of a dump (a JSON object, a parquet row, an entry of a ``.pt`` list) → one sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ TOPK_POLICIES = ("train", "rollout", "teacher")
 
 
 def canonical(record: Mapping[str, Any], source: str, where: str) -> dict[str, Any]:
-    """Rename a trainer's names to the canonical ones; two names for one column are refused unless one is null."""
+    """Rename a trainer's names to the canonical ones; two names for one column are refused unless one is
+    null.
+    """
     out: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for key, value in record.items():
@@ -22,16 +24,19 @@ def canonical(record: Mapping[str, Any], source: str, where: str) -> dict[str, A
         if value is None and name in out:
             continue
         if out.get(name) is not None:
-            raise InputError(source, where, f"keys {origin[name]!r} and {key!r} both give {name}", "one of them")
+            raise InputError(
+                source, where, f"keys {origin[name]!r} and {key!r} both give {name}", "one of them"
+            )
         out[name], origin[name] = value, key
     return out
 
 
 def sequence(record: Mapping[str, Any], source: str, where: str, group: str | None = None) -> Sequence_:
-    """A checked sequence from a record with per-token lists; NeMo-RL's full-sequence rows lose their first token.
+    """A checked sequence from a record with per-token lists; NeMo-RL's full-sequence rows lose their first
+    token.
 
-    Every per-token list must have the same length; ``tokens`` may be longer when ``response_lengths`` says how
-    many of its last entries are the response.
+    Every per-token list must have the same length; ``tokens`` may be longer when ``response_lengths`` says
+    how many of its last entries are the response.
     """
     shifted = "token_loss_mask" in record and ("generation_logprobs" in record or "prev_logprobs" in record)
     columns_in = canonical(record, source, where)
@@ -44,25 +49,42 @@ def sequence(record: Mapping[str, Any], source: str, where: str, group: str | No
     if token_rewards is not None and "token_rewards" not in columns:
         columns["token_rewards"] = token_rewards
     topk = {p: t for p in TOPK_POLICIES if (t := _topk(columns_in, p, source, where)) is not None}
-    tokens = _ints(columns_in["tokens"], source, f"{where}, key 'tokens'") if columns_in.get("tokens") is not None else None
+    tokens = (
+        _ints(columns_in["tokens"], source, f"{where}, key 'tokens'")
+        if columns_in.get("tokens") is not None
+        else None
+    )
     mask = _mask(columns_in.get("response_mask"), source, f"{where}, key 'response_mask'")
-    lengths = {name: len(c) for name, c in columns.items()} | {f"{p}_topk_ids": len(t[0]) for p, t in topk.items()}
+    lengths = {name: len(c) for name, c in columns.items()} | {
+        f"{p}_topk_ids": len(t[0]) for p, t in topk.items()
+    }
     if mask is not None:
         lengths["response_mask"] = len(mask)
     declared = columns_in.get("response_lengths")
-    if declared is not None and not (isinstance(declared, int | np.integer) and not isinstance(declared, bool) and declared >= 0):
+    if declared is not None and not (
+        isinstance(declared, int | np.integer) and not isinstance(declared, bool) and declared >= 0
+    ):
         raise InputError(source, f"{where}, key 'response_length'", f"{declared!r}", "a non-negative integer")
     if not lengths and tokens is None:
         known = ", ".join(list(TOKEN_COLUMNS[:5]) + list(LOGIT_POLICIES))
         raise InputError(source, where, f"keys {sorted(map(str, record))[:8]}", f"at least one of {known}")
-    length = int(declared) if declared is not None else next(iter(lengths.values()), 0 if tokens is None else len(tokens))
+    length = (
+        int(declared)
+        if declared is not None
+        else next(iter(lengths.values()), 0 if tokens is None else len(tokens))
+    )
     for name, n in lengths.items():
         if n != length:
             first = "response_length" if declared is not None else next(iter(lengths))
             raise InputError(source, f"{where}, key {name!r}", f"length {n}", f"{length} as in {first!r}")
     if tokens is not None and len(tokens) != length:
         if declared is None or len(tokens) < length:
-            raise InputError(source, f"{where}, key 'tokens'", f"length {len(tokens)}", f"{length} as in the log-probabilities")
+            raise InputError(
+                source,
+                f"{where}, key 'tokens'",
+                f"length {len(tokens)}",
+                f"{length} as in the log-probabilities",
+            )
         tokens = tokens[len(tokens) - length :]
     if columns_in.get("sample_mask") is not None and not float(columns_in["sample_mask"]):
         mask = np.zeros(length, dtype=bool)
@@ -73,10 +95,16 @@ def sequence(record: Mapping[str, Any], source: str, where: str, group: str | No
     if group and group_value is None:
         raise InputError(source, where, f"no key {group!r}", "the grouping column in every record")
     result = Sequence_(
-        name=str(columns_in.get("id", where)), length=length, tokens=tokens, mask=mask, columns=columns,
-        reward=reward, group=group_value if not isinstance(group_value, list | dict) else str(group_value), topk=topk,
+        name=str(columns_in.get("id", where)),
+        length=length,
+        tokens=tokens,
+        mask=mask,
+        columns=columns,
+        reward=reward,
+        group=group_value if not isinstance(group_value, list | dict) else str(group_value),
+        topk=topk,
         texts=_texts(columns_in.get("token_texts"), length),
-    )  # fmt: skip
+    )
     return drop_first(result) if shifted else result
 
 
@@ -85,10 +113,16 @@ def drop_first(s: Sequence_) -> Sequence_:
     if s.length == 0:
         return s
     return Sequence_(
-        s.name, s.length - 1, None if s.tokens is None else s.tokens[1:], None if s.mask is None else s.mask[1:],
-        {n: c[1:] for n, c in s.columns.items()}, s.reward, s.group, {p: (i[1:], v[1:]) for p, (i, v) in s.topk.items()},
+        s.name,
+        s.length - 1,
+        None if s.tokens is None else s.tokens[1:],
+        None if s.mask is None else s.mask[1:],
+        {n: c[1:] for n, c in s.columns.items()},
+        s.reward,
+        s.group,
+        {p: (i[1:], v[1:]) for p, (i, v) in s.topk.items()},
         None if s.texts is None else s.texts[1:],
-    )  # fmt: skip
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -143,7 +177,9 @@ def _ints(value: Any, source: str, where: str, ndim: int = 1) -> np.ndarray:
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
         raise InputError(source, where, "fractional or missing token ids", expected)
     if array.size and (array.min() < -1 or array.max() >= MAX_TOKEN_ID):
-        raise InputError(source, where, f"token id {int(array.min()) if array.min() < -1 else int(array.max())}", expected)
+        raise InputError(
+            source, where, f"token id {int(array.min()) if array.min() < -1 else int(array.max())}", expected
+        )
     return array.astype(np.int64)
 
 
@@ -168,11 +204,15 @@ def _reward(value: Any, source: str, where: str) -> tuple[float | None, np.ndarr
     if isinstance(value, list | tuple | np.ndarray) and len(value) == 1:
         value = value[0]
     if not _is_number(value):
-        raise InputError(source, f"{where}, key 'rewards'", f"{str(value)[:40]!r}", "a number or a list of numbers")
+        raise InputError(
+            source, f"{where}, key 'rewards'", f"{str(value)[:40]!r}", "a number or a list of numbers"
+        )
     return float(value), None
 
 
-def _topk(columns: Mapping[str, Any], policy: str, source: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _topk(
+    columns: Mapping[str, Any], policy: str, source: str, where: str
+) -> tuple[np.ndarray, np.ndarray] | None:
     ids, logps = columns.get(f"{policy}_topk_ids"), columns.get(f"{policy}_topk_log_probs")
     if ids is None and logps is None:
         return None
@@ -181,7 +221,12 @@ def _topk(columns: Mapping[str, Any], policy: str, source: str, where: str) -> t
     a = _ints(ids, source, f"{where}, key '{policy}_topk_ids'", 2)
     b = _floats(logps, source, f"{where}, key '{policy}_topk_log_probs'", 2)
     if a.shape != b.shape:
-        raise InputError(source, f"{where}, key '{policy}_topk_ids'", f"shape {a.shape}", f"{b.shape} as in its log-probabilities")
+        raise InputError(
+            source,
+            f"{where}, key '{policy}_topk_ids'",
+            f"shape {a.shape}",
+            f"{b.shape} as in its log-probabilities",
+        )
     return a, b
 
 
