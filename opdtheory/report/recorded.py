@@ -19,7 +19,8 @@ def draw_record(record: Mapping[str, Any], folder: str | Path, *, suffix: str = 
 
     Kinds: ``lines`` (``series`` of values, optional common ``x``), ``bars`` (``labels``, ``values``, optional
     ``limit`` with its ``limit_label``), ``intervals`` (``labels``, ``values``, ``intervals``, optional
-    ``reference``); ``log`` makes the axes of numbers logarithmic. Raises ValueError for an unknown kind.
+    ``reference``); ``log`` makes the axes of numbers logarithmic, ``log_y`` that of the values, and lines
+    named in ``estimated`` are dashed. Raises ValueError for an unknown kind.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -57,11 +58,13 @@ def _finite(values: Sequence[Any]) -> list[float]:
 def _lines(axes: Axes, data: Mapping[str, Any]) -> None:
     for name, values in data["series"].items():
         x = data.get("x") or range(len(values))
-        axes.plot(list(x)[: len(values)], _finite(values), marker=".", label=name)
+        line = "--" if name in data.get("estimated", ()) else "-"
+        axes.plot(list(x)[: len(values)], _finite(values), marker=".", linestyle=line, label=name)
     axes.set_xlabel(data["x_label"])
     axes.set_ylabel(data["y_label"])
     if data.get("log"):
         axes.set_xscale("log")
+    if data.get("log") or data.get("log_y"):
         axes.set_yscale("log")
     axes.legend(fontsize="small", ncols=2 if len(data["series"]) > 6 else 1)
 
