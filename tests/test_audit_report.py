@@ -224,6 +224,33 @@ def test_the_page_is_whole_and_needs_no_network(report):
     assert {"svg", "table"} <= page.tags and "script" not in page.tags
 
 
+def test_the_page_of_a_run_draws_its_steps(tmp_path):
+    for step in (1, 2, 5):
+        line = json.dumps(
+            {"rollout_log_probs": [-1.0, -2.0], "log_probs": [-1.0, -2.0 - step / 10], "rewards": 1.0}
+        )
+        (tmp_path / f"train_data_step{step}.jsonl").write_text(line + "\n")
+    page = audit_logs(tmp_path).to_html()
+    assert "Over the training steps" in page and "step 5: 0.25" in page
+
+
+def test_the_random_gate_is_the_same_in_every_run(tabular):
+    from opdtheory.audit.mask_effects import uniforms
+    from opdtheory.audit.readers import batches, in_memory
+
+    (batch,) = batches(
+        in_memory({k: tabular[k] for k in ("tokens", "rollout_logits", "teacher_logits")}), "x"
+    )
+    draws = uniforms(batch)
+    np.testing.assert_array_equal(draws, uniforms(batch))
+    assert draws.min() >= 0 and draws.max() < 1 and len(set(draws.tolist())) == len(draws)
+    assert abs(draws.mean() - 0.5) < SIGMAS * np.sqrt(1 / 12 / len(draws))
+    found = audit_logs(tabular)
+    accepted = found.state.masks["tropd"]
+    rate, spread = found.metrics["tropd_accept_rate"].value, 0.5 / np.sqrt(accepted.tokens)
+    assert abs(accepted.tokens_kept / accepted.tokens - rate) < SIGMAS * spread
+
+
 def test_texts_from_the_logs_are_escaped():
     hostile = "<script>alert(1)</script>"
     from opdtheory.audit.batch import Sequence_, assemble

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -219,9 +220,7 @@ def assemble(source: str, sequences: Sequence[Sequence_], step: int | None = Non
         tokens=join(lambda s: np.full(s.length, -1) if s.tokens is None else s.tokens, np.int64),
         offsets=offsets,
         positions=np.concatenate(positions).astype(np.int64) if positions else np.zeros(0, np.int64),
-        columns={
-            n: join(lambda s, n=n: s.columns.get(n, np.full(s.length, np.nan)), np.float64) for n in names
-        },
+        columns={n: join(partial(_column, n), np.float64) for n in names},
         group=np.array(
             [group_key(s.name if s.group is None else s.group) for s in sequences], dtype=np.uint64
         ),
@@ -233,6 +232,10 @@ def assemble(source: str, sequences: Sequence[Sequence_], step: int | None = Non
         grouped=grouped,
         step=step,
     )
+
+
+def _column(name: str, s: Sequence_) -> np.ndarray:
+    return s.columns.get(name, np.full(s.length, np.nan))
 
 
 def _join_topk(

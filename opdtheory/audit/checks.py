@@ -90,7 +90,7 @@ class Checks:
                 self._mark(batch, f"neg_inf:{name}", values == -np.inf)
                 self._mark(batch, f"positive:{name}", values > 1e-5)
         empty = np.flatnonzero(batch.lengths == 0)
-        self.note("empty", (f"{batch.source}: {batch.ids[i]}" for i in empty), len(empty))
+        self.note("empty", (f"{batch.source}: {batch.ids[int(i)]}" for i in empty), len(empty))
         if not batch.grouped:
             self.note("ungrouped", (), batch.size)
         if drawn is not None:

@@ -162,10 +162,8 @@ def shortcuts(metrics: dict[str, Metric]) -> list[dict[str, Any]]:
         for other, what in others:
             if other in metrics:
                 value = metrics[other].value
-                inside = (
-                    metrics[other].interval is not None
-                    and metrics[other].interval[0] <= truth <= metrics[other].interval[1]
-                )
+                ends = metrics[other].interval
+                inside = ends is not None and ends[0] <= truth <= ends[1]
                 out.append(
                     {
                         "exact": exact,

@@ -26,6 +26,10 @@ DISTRIBUTIONS = (
 )
 SEQUENCE_DISTRIBUTIONS = ("seq_log_w", "seq_sum_k3", "seq_max_abs_log_ratio", "length", "reward")
 PROFILES = ("abs_log_ratio", "log_ratio", "kl_rollout_train", "tv", "k3", "kl_student_teacher")
+RUN_METRICS = (
+    "abs_log_ratio/mean", "kl_rollout_train/mean", "tv/mean", "seq_effective_fraction", "reward/mean",
+    "kl_student_teacher/mean",
+)  # fmt: skip
 GROUPS = (
     ("Rollout against trainer", ("kl_", "tv", "chi2_", "jsd", "hellinger2", "topk_", "binary_", "max_abs")),
     (
@@ -63,6 +67,8 @@ def render(report: Report) -> str:
         tables=_tables(document),
         charts=_charts(report),
         profiles=_profiles(document),
+        run_charts=_run_charts(document),
+        run_metrics=RUN_METRICS,
         heat=_heat(document),
         marked=[] if report.settings.redact else _marked(report, document),
         headlines=_headlines(document),
@@ -88,8 +94,8 @@ def _headlines(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _tables(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
     """Metrics in groups; each goes to the last group that one of its prefixes names."""
-    chosen: dict[str, list[tuple[str, dict[str, Any]]]] = {title: [] for title, _ in GROUPS} | {
-        "Everything else": []
+    chosen: dict[str, list[tuple[str, dict[str, Any]]]] = {
+        t: [] for t, _ in (*GROUPS, ("Everything else", ()))
     }
     for name, metric in document["metrics"].items():
         titles = [title for title, prefixes in GROUPS if name.startswith(prefixes)]
@@ -115,6 +121,17 @@ def _profiles(document: dict[str, Any]) -> list[tuple[str, str]]:
             out.append(
                 (name, svg.line([r["position"] for r in have], [r[name] for r in have], f"Mean {name}"))
             )
+    return [(name, chart) for name, chart in out if chart]
+
+
+def _run_charts(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Headline metrics over the training steps."""
+    steps = document["steps"]
+    out = []
+    for name in RUN_METRICS:
+        points = [(s["step"], float(s["metrics"][name]["value"])) for s in steps if name in s["metrics"]]
+        if len(points) > 1:
+            out.append((name, svg.line([x for x, _ in points], [y for _, y in points], name, "step")))
     return [(name, chart) for name, chart in out if chart]
 
 

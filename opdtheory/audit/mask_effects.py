@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opdtheory import masks
-from opdtheory.audit.batch import Batch
+from opdtheory.audit.batch import Batch, group_key
 from opdtheory.audit.sampled import Drawn
 
 DEFAULT_SUM_K3 = 0.05
@@ -84,7 +84,24 @@ def keep_masks(
         other = batch.padded(np.where(teacher.usable, teacher.policy, 0.0))
         kept = masks.tropd_outlier(student, other, response, tau=-1.0)
         out["tropd_outlier"] = ({"tau": -1.0}, kept[response])
+        out["tropd"] = ({}, masks.tropd(student, other, batch.padded(uniforms(batch)), response)[response])
     return out
+
+
+def uniforms(batch: Batch) -> np.ndarray:
+    """A number in [0, 1) per token (N,) that depends on the sequence's name and the position alone.
+
+    TrOPD's gate is random; these draws are the same in every run and every process (a splitmix64 hash).
+    """
+    names = np.array([group_key(f"{batch.source}|{name}") for name in batch.ids], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        x = names[batch.sequence_of] + np.uint64(0x9E3779B97F4A7C15) * (
+            batch.positions.astype(np.uint64) + np.uint64(1)
+        )
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def _with_advantages(

@@ -40,7 +40,7 @@ def encode(value: Any) -> Any:
 def decode(kind: Any, value: Any) -> Any:
     """The inverse of ``encode`` for a known type."""
     origin = typing.get_origin(kind)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{f.name: decode(hints[f.name], value[f.name]) for f in fields(kind)})
     if kind is np.ndarray:

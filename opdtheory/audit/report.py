@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -151,7 +152,7 @@ class Report:
     def profile(self) -> list[dict[str, float]]:
         """Means by position in the response."""
         sums = self.state.profile.sums
-        counts = sums.get("count", [])
+        counts = sums.get("count", np.zeros(0))
         out = []
         for i, n in enumerate(counts):
             if n:

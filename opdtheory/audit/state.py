@@ -234,7 +234,7 @@ def _with_columns(batch: Batch, columns: Mapping[str, np.ndarray]) -> Batch:
 
 
 def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict:
-    entry = {"token": int(batch.tokens[i]), "position": int(batch.positions[i])}
+    entry: dict = {"token": int(batch.tokens[i]), "position": int(batch.positions[i])}
     if drawn is not None:
         entry |= {"rollout_log_prob": float(drawn.behaviour[i]), "train_log_prob": float(drawn.policy[i])}
     if batch.texts is not None:

@@ -6,6 +6,7 @@ processes nor the engine changes a count, and sums agree to the last digits.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -51,7 +52,8 @@ def process(unit: Unit, settings: Settings, store: Store | None) -> tuple[State,
         done = store.load(unit)
         if done is not None:
             return done
-    state, errors, extra = State(), [], 0
+    state, extra = State(), 0
+    errors: list[str] = []
 
     def report(error: InputError) -> None:
         nonlocal extra
@@ -122,7 +124,10 @@ def _backend(engine: str) -> AbstractContextManager:
         ) from None
     if not ray.is_initialized():
         ray.init(
-            include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False, logging_level="ERROR"
+            include_dashboard=False,
+            object_store_memory=200 << 20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     register_ray()
     return joblib.parallel_config(backend="ray")

@@ -58,8 +58,8 @@ def _baseline() -> str:
     return f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y}" y2="{y}" class="axis"/>'
 
 
-def line(x: Sequence[float], y: Sequence[float], label: str, weights: Sequence[float] | None = None) -> str:
-    """A curve over position; point sizes grow with the number of tokens behind them."""
+def line(x: Sequence[float], y: Sequence[float], label: str, over: str = "position") -> str:
+    """A curve over position or training step."""
     points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
     if len(points) < 2:
         return ""
@@ -72,7 +72,7 @@ def line(x: Sequence[float], y: Sequence[float], label: str, weights: Sequence[f
 
     path = "M" + " L".join(f"{u:.1f},{v:.1f}" for u, v in (place(*p) for p in points))
     marks = "".join(
-        f'<circle cx="{place(a, b)[0]:.1f}" cy="{place(a, b)[1]:.1f}" r="2.5"><title>position '
+        f'<circle cx="{place(a, b)[0]:.1f}" cy="{place(a, b)[1]:.1f}" r="2.5"><title>{over} '
         f"{a:g}: {_number(b)}</title></circle>"
         for a, b in points
     )
@@ -87,7 +87,7 @@ def line(x: Sequence[float], y: Sequence[float], label: str, weights: Sequence[f
     )
     return _frame(
         f'<path d="{path}" class="curve"/><g class="bars">{marks}</g>{ticks}{sides}{_baseline()}',
-        f"{label} by position",
+        f"{label} by {over}",
     )
 
 

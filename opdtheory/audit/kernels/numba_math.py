@@ -64,7 +64,7 @@ def square_part(r):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always", fastmath=FLAGS)
 def exp_parts(x):  # type: ignore[no-untyped-def]
     """(e^r − 1 − r, 2ⁿ, r, n) with e^x = 2ⁿe^r, |r| ≤ ½ log 2, for −87 ≤ x ≤ 88."""
-    n = nearest(x * F(1.4426950408889634))
+    n = nearest(x * F(1.4426950408889634))  # type: ignore
     r = x - n * F(0.693359375)
     r = r + n * F(2.12194440e-4)
     return square_part(r), from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))), r, n
@@ -79,7 +79,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always", fastmath=FLAGS)
 def log1p(z):  # type: ignore[no-untyped-def]
     """log(1 + z) for −1 < z < 2¹²⁶, relatively accurate near 0."""
-    shifted = np.int32(bits(F(1.0) + z) - np.int32(0x3F3504F3))
+    shifted = np.int32(bits(F(1.0) + z) - np.int32(0x3F3504F3))  # type: ignore
     e = np.int32(shifted >> np.int32(23))
     m = from_bits(np.int32((shifted & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)))
     f = z if e == np.int32(0) else m - F(1.0)
@@ -105,13 +105,13 @@ def log1p_small(f):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always")
 def key(x):  # type: ignore[no-untyped-def]
     """An integer ordered as the float is (NaN beyond the infinities); its own inverse on bits."""
-    b = bits(x)
+    b = bits(x)  # type: ignore
     return np.int32(b ^ np.int32(np.int32(b >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @numba.njit(inline="always")
 def value(k):  # type: ignore[no-untyped-def]
-    return from_bits(np.int32(k ^ np.int32(np.int32(k >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+    return from_bits(np.int32(k ^ np.int32(np.int32(k >> np.int32(31)) & np.int32(0x7FFFFFFF))))  # type: ignore
 
 
 @numba.njit(inline="always", fastmath=FLAGS)

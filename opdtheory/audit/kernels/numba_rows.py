@@ -138,9 +138,9 @@ def _densities(x, y, lse_p, lse_q, shift, ps, halves):  # type: ignore[no-untype
         ell = (v - u) - shift
         halves[i] = F(0.5) * ell
         # sizes of floats compare as integers do, and integer maxima vectorise
-        size = bits(abs(ell))
+        size = bits(abs(ell))  # type: ignore
         largest = size if size > largest else largest
-    return from_bits(largest)
+    return from_bits(largest)  # type: ignore
 
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -397,7 +397,7 @@ def pair_statistics(
     careful = np.zeros(n, np.bool_)
     # α = 1 makes the TOP-D reward the log ratio, which the formula through e^ℓ − 1 gives all the same
     weight = F(min(alpha, 1.0 - 2.0**-24))
-    workers = min(threads or numba.config.NUMBA_NUM_THREADS, max(1, n // 4))
+    workers = min(threads or int(getattr(numba.config, "NUMBA_NUM_THREADS")), max(1, n // 4))  # noqa: B009 (untyped module)
     edges = np.linspace(0, n, workers + 1).astype(int)
     calls = [(p[a:b], q[a:b], tokens[a:b], topk, weight, out[a:b], careful[a:b]) for a, b in pairwise(edges)]
     if workers == 1:

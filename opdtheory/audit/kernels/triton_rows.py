@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -279,8 +280,8 @@ def _careful(
     from opdtheory.audit.kernels import numpy_rows
 
     row = numpy_rows.pair_statistics(
-        p[None].double().cpu().numpy(), q[None].double().cpu().numpy(), [token], topk, alpha
-    )  # type: ignore[arg-type]
+        p[None].double().cpu().numpy(), q[None].double().cpu().numpy(), np.array([token]), topk, alpha
+    )
     for name, found in row.items():
         values[name][i] = float(found[0])
 

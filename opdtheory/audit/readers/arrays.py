@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,12 @@ def in_memory(arrays: Mapping[str, Any]) -> dict[str, Column]:
             array = np.asarray(value)
         except ValueError:
             raise InputError("arrays", f"key {name!r}", "a ragged list", "an array of shape (B, T)") from None
-        out[name] = Column(array.shape, array.dtype.kind, lambda a, b, array=array: array[a:b])
+        out[name] = Column(array.shape, array.dtype.kind, partial(_stretch, array))
     return out
+
+
+def _stretch(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return array[start:stop]
 
 
 def canonical_columns(columns: Mapping[str, Column], source: str) -> dict[str, Column]:

@@ -143,7 +143,7 @@ def _sglang(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         if len(top) == len(rows)
         else {}
     )
-    flat = {
+    flat: dict[str, Any] = {
         "tokens": [int(r[1]) for r in rows],
         "rollout_log_probs": [r[0] for r in rows],
         "token_texts": [str(r[2]) if len(r) > 2 and r[2] is not None else "" for r in rows],

@@ -89,7 +89,7 @@ def sequence(record: Mapping[str, Any], source: str, where: str, group: str | No
     if columns_in.get("sample_mask") is not None and not float(columns_in["sample_mask"]):
         mask = np.zeros(length, dtype=bool)
     advantage = columns_in.get("advantages")
-    if _is_number(advantage):
+    if advantage is not None and _is_number(advantage):
         columns["advantages"] = np.full(length, float(advantage))
     group_value = columns_in.get(group) if group else columns_in.get("group")
     if group and group_value is None:
