@@ -13,11 +13,10 @@ import numpy as np
 
 from opdtheory import divergences, rewards, spaces
 from opdtheory.claims.sources import TROPD
-from opdtheory.elementary import exp, log, minimum, to_ball
+from opdtheory.elementary import exp, log, minimum
 from opdtheory.tabular import SingleState
 from opdtheory.verification import balls
-from opdtheory.verification.claim import Claim, Mutant
-from opdtheory.verification.engine import search
+from opdtheory.verification.claim import Mutant
 from opdtheory.verification.evidence import Evidence
 from opdtheory.verification.registry import claim, entry
 
@@ -130,7 +129,7 @@ def gated_k1(x: Any) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=1)
-def _gate_supremum() -> tuple[float, float, float]:
+def gate_supremum() -> tuple[float, float, float]:
     """sup over (p, q) of E_p[M log²ρ] = sup of the concave envelope at 1 of h(ρ) = min(ρ, 1) log²ρ.
 
     Below 1, h(ρ) = ρ log²ρ; above, log²ρ.  The envelope at mean 1 is a chord from a tangent point a < 1 to a tangent
@@ -151,7 +150,7 @@ def _gate_supremum() -> tuple[float, float, float]:
 
 
 def _bounded_supremum() -> Evidence:
-    value, a, b = _gate_supremum()
+    value, a, b = gate_supremum()
     weight = (b - 1) / (b - a)
     p = np.array([weight, 1 - weight])
     attained = SingleState(p, p * np.array([a, b])).gated_second_moment
@@ -164,7 +163,7 @@ _MICRO = 10**6
 
 def _chord() -> tuple[int, int]:
     """A chord (c0 + c1 (ρ − 1))/10⁶ with whole c0, c1, two millionths above the common tangent."""
-    value, a, _ = _gate_supremum()
+    value, a, _ = gate_supremum()
     return round(value * _MICRO) + 2, round((np.log(a) ** 2 + 2 * np.log(a)) * _MICRO)
 
 
@@ -236,28 +235,23 @@ def _gate_opposition(x: Any) -> tuple[Any, Any]:
     return 0, x.direction_dot("gate", "rkl")
 
 
-
-
-def _fkl_restores() -> Evidence:
-    """On the counterexample that the search finds, does the gate with its forward-KL term agree with reverse KL again?"""
-    claim_ = Claim(id="tropd.direction", space=THREE, sides=_gate_opposition, signed=True)
-    found = search(claim_, seed=0)
-    if not found.refuted or found.values is None:
-        return Evidence("check", False, "no state where the gate opposes reverse KL was found")
-    assert claim_.space is not None
-    x = claim_.space.build(found.values, **(found.size or {}))
-    gated = x.direction_dot("gate", "rkl")
-    mended = {k: x.direction_dot("tropd", "rkl", 1, k) for k in range(1, x.vocab + 1)}
-    good = [k for k, v in mended.items() if v > 0]
-    detail = f"gate·rkl = {float(to_ball(gated).mid()):.4g}; with the forward-KL term it is positive for top-k with k in {good}"
-    return Evidence("check", bool(good), detail)
+def _fkl_often_restores() -> Evidence:
+    """Of random states where the gate opposes reverse KL, in how many does the forward-KL term turn the update round?"""
+    p, q = _random_states(20000)
+    x = SingleState(p, q, validate=False)
+    opposed = x.direction_dot("gate", "rkl") < 0
+    worst = SingleState(p[opposed], q[opposed], validate=False)
+    mended = {k: float(np.mean(worst.direction_dot("tropd", "rkl", 1, k) > 0)) for k in (1, 2)}
+    shares = ", ".join(f"{share:.0%} with top-{k}" for k, share in mended.items())
+    detail = f"the gate opposes reverse KL in {int(opposed.sum())} of {opposed.size} random states; the forward-KL term mends {shares}, not all"
+    return Evidence("check", all(0.5 < share < 1 for share in mended.values()), detail)
 
 
 @claim(
     "tropd.direction", TROPD, "outlier handling keeps the direction", "The gated update never opposes reverse KL",
-    space=THREE, signed=True, checks=(_fkl_restores,), corrected_by=("tropd.direction/mask",),
+    space=THREE, signed=True, checks=(_fkl_often_restores,),
     sketch="Removing or damping the tokens with ρ < 1 changes the mean that REINFORCE subtracts; with three or more tokens the remaining "
-    "field can point uphill for KL(p‖q). The forward-KL term of the full objective mends it on the instance found.",
+    "field can point uphill for KL(p‖q). The forward-KL term of the full objective mends most such states, but not all: on the counterexample it does not.",
     latex=r"\Big\langle \mathbb{E}_p[M\log\rho\,\nabla\log p],\ -\nabla \mathrm{KL}(p\|q)\Big\rangle\ge 0",
 )  # fmt: skip
 def direction(x: Any) -> tuple[Any, Any]:
