@@ -8,6 +8,8 @@ must be positive: pairs with zeros are left to the array code.
 
 from __future__ import annotations
 
+import threading
+
 import numba
 import numpy as np
 from llvmlite import ir
@@ -32,6 +34,7 @@ TAKEN_MAXIMUM = (
 
 _SEGMENT = 512  # contexts of one instance handled together
 _LANES = 256  # instances of a batch handled together
+_KEPT_NUMBERS = 1 << 17  # contexts times instances up to which the scratch memory is kept
 _FLAGS = {"contract", "nsz", "arcp"}
 
 
@@ -115,21 +118,27 @@ def _add_spread(m, q, v, variance, largest):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_kls(m, p, forward, reverse):  # type: ignore[no-untyped-def]
+def _invert(m, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = 1.0 / m[j]
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
+def _add_kls(m, p, inverse, forward, reverse):  # type: ignore[no-untyped-def]
     """KL both ways from non-negative terms."""
     for j in range(len(forward)):
         diff = p[j] - m[j]
-        log = _log_quotient(p[j] / m[j], p[j], m[j], diff)
+        log = _log_quotient(p[j] * inverse[j], p[j], m[j], diff)
         forward[j] += diff - m[j] * log
         reverse[j] += p[j] * log - diff
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_tv_and_chi2(m, p, tv, chi2):  # type: ignore[no-untyped-def]
+def _add_tv_and_chi2(m, p, inverse, tv, chi2):  # type: ignore[no-untyped-def]
     for j in range(len(tv)):
         diff = p[j] - m[j]
         tv[j] += 0.5 * abs(diff)
-        chi2[j] += diff * (diff / m[j])
+        chi2[j] += diff * (diff * inverse[j])
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -150,9 +159,9 @@ def _add_hellinger2(m, p, root, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _step_second(second, m, p, out):  # type: ignore[no-untyped-def]
+def _step_second(second, inverse, p, out):  # type: ignore[no-untyped-def]
     for j in range(len(out)):
-        out[j] = second[j] * (p[j] * (p[j] / m[j]))
+        out[j] = second[j] * (p[j] * (p[j] * inverse[j]))
 
 
 @numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
@@ -205,20 +214,21 @@ def _gradient(d, shift, p, q, v, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
 def _sweep(  # type: ignore[no-untyped-def]
-    mu, pi, reward, weights, offsets, b, lanes, first, unit, width, sums, tops, roots, values, gradient
+    mu, pi, reward, weights, offsets, b, lanes, first, unit, width, sums, tops, roots, values, gradient, state
 ):
     """Both sweeps over ``unit`` instances from number ``first`` of ``lanes``, ``width`` contexts at a time.
 
     Tables are (actions, contexts·lanes); state arrays (contexts·unit).  ``sums`` and ``tops`` are
     accumulators (quantity, width·unit); ``roots`` (2, unit) gets J of both policies, ``values`` (prompts,
-    unit) V^μ of the prompts, ``gradient`` (like a table, or empty) ∇J(π).
+    unit) V^μ of the prompts, ``gradient`` (like a table, or empty) ∇J(π); ``state`` (9, contexts·unit) is
+    scratch.
     """
     actions, horizon = mu.shape[0], len(offsets) - 1
-    contexts = offsets[horizon]
-    value, value_pi = np.zeros(contexts * unit), np.zeros(contexts * unit)
-    g, variance = np.zeros(contexts * unit), np.zeros(contexts * unit)
+    value, value_pi, g, variance = state[0], state[1], state[2], state[3]
+    for i in range(4):
+        _zero(state[i])
     size = width * unit
-    root, rest = np.empty(size), np.empty(size)
+    root, rest, inverse = np.empty(size), np.empty(size), np.empty(size)
     local = np.empty((5, size))
     wanted = gradient.shape[0] > 0
 
@@ -249,9 +259,7 @@ def _sweep(  # type: ignore[no-untyped-def]
                     q = reward[a, at:to]
                 _add_spread(m, q, v, spread, tops[6, : hi - lo])
 
-    d, shift = np.empty(contexts * unit), np.empty(contexts * unit)
-    remainder, overlap = np.empty(contexts * unit), np.empty(contexts * unit)
-    squares = np.empty(contexts * unit)
+    d, shift, remainder, overlap, squares = state[4], state[5], state[6], state[7], state[8]
     for prompt in range(offsets[1]):
         for j in range(unit):
             i = prompt * unit + j
@@ -273,8 +281,9 @@ def _sweep(  # type: ignore[no-untyped-def]
                 _zero(local[i, :n])
             for a in range(actions):
                 m, p = mu[a, at:to], pi[a, at:to]
-                _add_kls(m, p, local[1, :n], local[2, :n])
-                _add_tv_and_chi2(m, p, local[0, :n], local[3, :n])
+                _invert(m, inverse[:n])
+                _add_kls(m, p, inverse[:n], local[1, :n], local[2, :n])
+                _add_tv_and_chi2(m, p, inverse[:n], local[0, :n], local[3, :n])
                 _add_hellinger2(m, p, root[:n], local[4, :n])
                 if wanted:
                     if t < horizon - 1 and a < b:
@@ -289,7 +298,7 @@ def _sweep(  # type: ignore[no-untyped-def]
                     _step_shift(here, change, m, p, shift[child : child + n])
                     _step_remainder(second, change, m, p, remainder[child : child + n])
                     _step_law(overlap[lo:hi], root[:n], overlap[child : child + n])
-                    _step_second(squares[lo:hi], m, p, squares[child : child + n])
+                    _step_second(squares[lo:hi], inverse[:n], p, squares[child : child + n])
                 else:
                     _step_remainder(second, change, m, p, rest[:n])
                     _add_error(rest[:n], reward[a, at:to], sums[9, :n], sums[10, :n])
@@ -309,6 +318,18 @@ def _sweep(  # type: ignore[no-untyped-def]
             _add(here, sums[8, :n])
             _add(change, sums[8, :n])
             _add_total_product(here, change, g[lo:hi], sums[14, :n])
+
+
+_kept = threading.local()
+
+
+def _scratch(length: int) -> np.ndarray:
+    """State arrays (9, length); small ones are kept, as fresh memory costs more than the sweep."""
+    if length > _KEPT_NUMBERS:
+        return np.empty((9, length))
+    if getattr(_kept, "block", None) is None or len(_kept.block) < 9 * length:
+        _kept.block = np.empty(9 * length)
+    return _kept.block[: 9 * length].reshape(9, length)
 
 
 def summarise(
@@ -346,6 +367,7 @@ def summarise(
             roots,
             values,
             slope,
+            _scratch(tree.contexts_total * unit),
         )
         if single:
             sums, tops = sums.sum(axis=1, keepdims=True), tops.max(axis=1, keepdims=True)

@@ -56,6 +56,15 @@ class PolicyContrast:
     def _sum(self, x: np.ndarray) -> Any:
         return self._out(x.sum(axis=0)) if len(x) else self._out(self._zero)
 
+    def _expect(self, weights: np.ndarray, x: np.ndarray) -> Any:
+        """Σ weights · x over contexts, with 0·inf = 0."""
+        return self._sum(weights * x if self._finite else local.weigh(weights, x))
+
+    @cached_property
+    def _finite(self) -> bool:
+        """True if all probabilities are positive floats, so that no divergence of a context is infinite."""
+        return self._positive and bool(self._pi.min() > 0)
+
     def _sequence_sum(self, terms: Callable[[Any], np.ndarray]) -> Any:
         """Sum over complete sequences of ``terms(e)``, ``e`` an ``Endings`` of all of them or of a block."""
         if not self.is_large:
@@ -292,17 +301,17 @@ class PolicyContrast:
     @cached_property
     def kl_seq(self) -> Any:
         """KL(μ‖π) of the sequence laws, D_seq = E_μ Σ_t KL(μ‖π)(c_t)."""
-        return self._sum(local.weigh(self._d, self._kls[0]))
+        return self._expect(self._d, self._kls[0])
 
     @cached_property
     def reverse_kl_seq(self) -> Any:
         """KL(π‖μ) of the sequence laws, E_π Σ_t KL(π‖μ)(c_t)."""
-        return self._sum(local.weigh(self.target.flat_occupancy, self._kls[1]))
+        return self._expect(self.target.flat_occupancy, self._kls[1])
 
     @cached_property
     def reverse_kl_sum(self) -> Any:
         """Σ_t E_{d_t^μ}[KL(π‖μ)(c_t)]: the reverse divergence at contexts that μ visits."""
-        return self._sum(local.weigh(self._d, self._kls[1]))
+        return self._expect(self._d, self._kls[1])
 
     @cached_property
     def hellinger2_sum(self) -> Any:
@@ -327,7 +336,7 @@ class PolicyContrast:
             return np.where(m > 0, local.weigh(p, local.ratio(m, p)), self._zero)
 
         seconds = flow.products(self.tree, squared, self._weights, mu)
-        return self._sum(local.weigh(seconds, self._chi2))
+        return self._expect(seconds, self._chi2)
 
     @cached_property
     def hellinger2_seq(self) -> Any:
@@ -339,7 +348,7 @@ class PolicyContrast:
     @cached_property
     def k3_sum(self) -> Any:
         """E_μ Σ_t k3(ρ_t), k3(r) = r - 1 - log r."""
-        return self._sum(local.weigh(self._d, self._kls[2]))
+        return self._expect(self._d, self._kls[2])
 
     @cached_property
     def k3_seq(self) -> Any:
@@ -366,9 +375,7 @@ class PolicyContrast:
         """E_μ Σ_t (W_{t-1} - 1)² χ²(π‖μ)(c_t): the variance of W - 1 - Σ_t (ρ_t - 1)."""
         d, shift = self._d, self._context_shift
         squares = local.chi2_terms(d, d + shift, shift)
-        return self._sum(
-            local.weigh(squares if self._covered else np.where(d > 0, squares, self._zero), self._chi2)
-        )
+        return self._expect(squares if self._covered else np.where(d > 0, squares, self._zero), self._chi2)
 
     # ---- lengths, support, single steps
 
