@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,9 @@ def run(
         raise ValueError(f"jobs: got {jobs!r}, expected a positive integer, or -1 for all cores")
     keep = None if store is None else Store(store, settings)
     outcome = Outcome()
-    with _backend(engine):
+    with _backend(engine), warnings.catch_warnings():
+        # an interruption cancels running tasks, which is what was asked for
+        warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
         for n, (unit, (state, errors)) in enumerate(
             zip(units, _results(units, settings, jobs, engine, keep), strict=True)
         ):
