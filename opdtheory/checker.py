@@ -1569,6 +1569,12 @@ def teacher_l1_token_mixed(x: TeacherStudent, alpha: Any) -> Any:
 
 
 @primitive("teacher_student")
+def teacher_l1_token_move(x: TeacherStudent, alpha: Any) -> Any:
+    """‖m - p‖₁ of the laws of sequences, m the policy αq + (1-α)p at every context."""
+    return 2 * tv(x.law(x.mixed(alpha)), x.law_p)
+
+
+@primitive("teacher_student")
 def teacher_l1_sequence_mixed(x: TeacherStudent, alpha: Any) -> Any:
     """Σ_y |αq(y) + (1-α)p(y) - q(y)|."""
     alpha = unit_interval(alpha)

@@ -214,6 +214,10 @@ class TeacherStudent:
         """‖T_tok π - q‖₁ of sequence laws, T_tok π = ``token_mixed(alpha)``."""
         return 2 * PolicyContrast(self.token_mixed(alpha), self.teacher).tv_seq
 
+    def l1_token_move(self, alpha: Any) -> Any:
+        """‖T_tok π - π‖₁ of sequence laws, T_tok π = ``token_mixed(alpha)``."""
+        return 2 * PolicyContrast(self.token_mixed(alpha), self.student).tv_seq
+
     def l1_state_mixed_max(self, alpha: Any) -> Any:
         """max_c ‖m - q‖₁(c), m = α q + (1 - α) π at every context."""
         return 2 * PolicyContrast(self.token_mixed(alpha), self.teacher).tv_max
