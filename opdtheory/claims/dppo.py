@@ -284,14 +284,14 @@ def eq13(x: Any) -> tuple[Any, Any]:
 
 @claim(
     "dppo.eq13/safety", DPPO, "Eq 13 used as a trust-region test", "Small binary TV for every token means small TV",
-    space=spaces.single_states(vocab=(3, 6)), signed=True,
-    given=lambda x: [(10 * x.binary_tv(a), "<=", 1) for a in range(3)],
+    space=spaces.single_states(vocab=(4,)), signed=True,
+    given=lambda x: [(10 * x.binary_tv(a), "<=", 1) for a in range(4)],
     sketch="A lower bound under a threshold certifies nothing: many tokens may each move a little.",
-    note="A reading of how the masks use the binary divergence: if it passes the test for the sampled tokens, the policy is inside the region. Tokens 0 to 2 are checked; "
-    "with V = 6 the others may move.",
+    note="A reading of how the masks use the binary divergence: if every token that can be sampled passes the test, the policy is inside the region. With V tokens TV "
+    "can be V/2 times the threshold.",
 )  # fmt: skip
 def eq13_safety(x: Any) -> tuple[Any, Any]:
-    """If |μ(a) − π(a)| ≤ 1/10 for the sampled tokens, then TV(μ, π) ≤ 1/10."""
+    """If |μ(a) − π(a)| ≤ 1/10 for every token a, then TV(μ, π) ≤ 1/10."""
     return 10 * x.tv, 1
 
 
