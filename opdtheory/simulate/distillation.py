@@ -108,7 +108,7 @@ def minorizer_cycle(count: int = 24, teacher: float = 0.5, start: float = 0.3) -
     longer = TokenTree(2, 3)
     q3, p3 = (Policy.random(longer, seed=i) for i in (1, 0))
     runs = {
-        "frozen reward, T=1": minorizer_run(p, q, "frozen", count),
+        "frozen reward, T=1": minorizer_run(p, q, "frozen", count, reach=256.0),
         "corrected, T=1": minorizer_run(p, q, "corrected", count, penalty_horizon=1),
         "frozen reward, T=3": minorizer_run(p3, q3, "frozen", 3 * count),
         "corrected, T=3": minorizer_run(p3, q3, "corrected", 3 * count),

@@ -234,8 +234,8 @@ def rejected_lengths(
                 log_y=True,
                 estimated=list(acceptance),
                 caption=f"""Dashed: mean over {draws} draws of which contexts flip (each draw's acceptance is
-                exact); solid: the product law. A maximum over contexts accepts exponentially fewer long
-                responses.""",
+                exact); solid: the product law, as if flips did not change which responses are drawn. A
+                maximum over contexts accepts exponentially fewer long responses.""",
             ),
             lines(
                 "Expected length when long responses are rewarded",
@@ -305,8 +305,9 @@ def masks_against_truth(
         algorithm = Algorithm(Terminal(), rule, Gradient(rate), Rollout(bits=4), epochs=epochs)
         history = train(world, student, start, algorithm, count, measures=measures, seed=seed)
         runs[name] = {key: values[1:, 0].tolist() for key, values in history.values.items()}
-    believed = {f"{name}: masked": run["masked"] for name, run in runs.items()}
-    true = {f"{name}: beyond 0.15": run["violation"] for name, run in runs.items()}
+    shown = {name: runs[name] for name in ("GRPO clip-higher", "DPPO binary TV", "TRM, max KL ≤ 0.05")}
+    believed = {f"{name}: masked": run["masked"] for name, run in shown.items()}
+    true = {f"{name}: beyond 0.15": run["violation"] for name, run in shown.items()}
     dppo = runs["DPPO binary TV"]
     names = {
         "error": "|J(π) − J(μ) − L|",
@@ -324,9 +325,9 @@ def masks_against_truth(
                 at=range(1, count + 1),
                 x="step",
                 y="share of rollout tokens",
-                caption=f"""Exact expected updates, {epochs} a step (V={vocab}, T={horizon}). Beyond 0.15: share
-                of rollout tokens in contexts whose TV between rollout policy and new student exceeds 0.15. Masks
-                stop tokens, not contexts: the policy leaves the region all the same.""",
+                caption=f"""Exact expected updates, {epochs} a step (V={vocab}, T={horizon}). Beyond 0.15: the
+                share of rollout tokens in contexts whose TV between rollout policy and new student exceeds
+                0.15. Masks stop tokens, not contexts: the policy leaves the region all the same.""",
             ),
             lines(
                 "Surrogate error of DPPO steps and its bounds",
@@ -335,8 +336,8 @@ def masks_against_truth(
                 x="step",
                 y="reward (range 0 to 1)",
                 log_y=True,
-                caption="""All exact, rewards in [0, 1]: a bound above 1 says nothing. Steps of the DPPO binary
-                TV run from the rollout policy to the student after the step.""",
+                caption="""All exact, rewards in [0, 1]: a bound above 1 says nothing. Steps of the DPPO
+                binary TV run from the rollout policy to the student after the step.""",
             ),
         ),
     }

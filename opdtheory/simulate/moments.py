@@ -46,7 +46,8 @@ def update_moments(
     """Exact moments of the first update of ``algorithm`` at ``theta`` from one response.
 
     The true gradient is that of J for a reward signal and of −KL(student‖teacher) otherwise.  Group
-    statistics are those of infinitely many responses.  Raises ValueError for a signal with a part that is not sampled.
+    statistics are those of infinitely many responses.  Raises ValueError for a signal with a part that is
+    not sampled.
     """
     rng, policy = np.random.default_rng(seed), policy_of(student, theta)
     rollout = algorithm.rollout.policy(student, [theta], policy, rng)
