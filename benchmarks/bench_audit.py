@@ -132,7 +132,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(args.child, args.tokens, args.vocab, args.threads)))
         return
-    names = ["floor", "numba", "numpy", "torch eager", "torch eager tuned", "rows tuned", "compile"]
+    names = ["floor", "numba", "numpy", "torch eager", "torch eager tuned", "rows", "rows tuned", "compile"]
     best = dict.fromkeys(names, math.inf)
     for _ in range(args.rounds):
         for name in names:

@@ -104,9 +104,12 @@ def _chunk(
     square = np.multiply(small, small, out=t)
     _horner(SERIES_G, small, g)
     g *= square
-    _horner(SERIES_J, small, j)
+    square *= x.dtype.type(0.25)
+    _horner(SERIES_PHI, square, j)
     j *= square
     np.add(g, ell, out=em1)
+    np.add(em1, 2, out=pe)
+    j *= pe
     if largest > SERIES_BELOW:
         _far(ell, g, em1, j)
     np.multiply(p, em1, out=pe)
@@ -116,14 +119,13 @@ def _chunk(
     np.multiply(ell, em1, out=t)
     t -= g
     sums[1] += np.dot(p, t)
-    np.abs(pe, out=t)
-    sums[2] += t.sum(dtype=np.float64)
+    np.abs(pe, out=pe)
+    sums[2] += pe.sum()
     np.sqrt(np.add(em1, 1, out=t), out=t)
     t += 1
     np.divide(em1, t, out=t)  # e^{ℓ/2} − 1 without cancellation
-    np.multiply(pe, t, out=pe)
-    # (e^{ℓ/2} − 1)² = (e^ℓ − 1)·t/(t + 2), and pe already holds p(e^ℓ − 1)t
-    sums[5] += np.dot(pe, 1 / (t + 2))
+    np.multiply(p, t, out=pe)
+    sums[5] += np.dot(pe, t)
     if alpha < 1:
         np.log1p(np.multiply(em1, x.dtype.type(alpha), out=t), out=t)
     else:
@@ -145,8 +147,8 @@ def _far(ell: np.ndarray, g: np.ndarray, em1: np.ndarray, j: np.ndarray) -> None
 
 SERIES_G = tuple(1 / math.factorial(k) for k in range(2, 9))
 """(e^x − 1 − x)/x², lowest power first."""
-SERIES_J = (1 / 4, 1 / 8, 1 / 32, 1 / 192, 1 / 1152, 1 / 5760, 1 / 46080)
-"""j(x)/x² with j(x) = e^x·x − (1+e^x) log((1+e^x)/2)."""
+SERIES_PHI = (1 / 2, -1 / 4, 1 / 9, -17 / 360, 31 / 1575)
+"""φ(h)/h² in powers of h², φ(h) = h tanh h − log cosh h; 2JSD = Σ p(1 + e^ℓ) φ(ℓ/2)."""
 
 
 def _horner(series: tuple[float, ...], x: np.ndarray, out: np.ndarray) -> None:
@@ -235,10 +237,12 @@ def careful_row(x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: floa
             + p_only
             + q_only
         ) / 2
+        quarter = small**2 / 4
+        phi = quarter * _series(SERIES_PHI, quarter)
         m = (pb + qb) / 2
         terms = np.where(m > 0, _rel(pb, m) + _rel(qb, m), 0.0) / 2
         jsd = (
-            np.where(near, pb * small**2 * _series(SERIES_J, small) / 2, terms).sum()
+            np.where(near, pb * (2 + np.expm1(small)) * phi / 2, terms).sum()
             + (p_only + q_only) * np.log(2) / 2
         )
         # where q has no mass α q/p + 1 − α is 1 − α
