@@ -378,8 +378,9 @@ def discounted_trpo(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
     assumptions=("discounted MDP",),
 )
 def discounted_sharp(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
-    """4ξγε²/((1−γ)(1−γ+γε)), attained for ε ≤ ½."""
-    return 4 * adv_max * gamma * tv_max * tv_max / ((1 - gamma) * (1 - gamma + gamma * tv_max))
+    """2ξ·min(2ε, 1)·γε/((1−γ)(1−γ+γε)), attained at every ε; 4ξγε²/… for ε ≤ ½."""
+    share = minimum(2 * tv_max, 1)
+    return 2 * adv_max * share * gamma * tv_max / ((1 - gamma) * (1 - gamma + gamma * tv_max))
 
 
 # -------------------- importance weights
