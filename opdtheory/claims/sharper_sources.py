@@ -1,4 +1,4 @@
-"""Sharper and corrected forms of statements of the sources, with their exact constants."""
+"""Sharper and corrected forms of TOP-D's statements, with their exact constants."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sympy as sp
 from opdtheory import bounds
 from opdtheory.claims.sharper import DOC
 from opdtheory.claims.sharper_steps import algebra
-from opdtheory.claims.sources import DPPO, OPD, TOPD
-from opdtheory.elementary import absolute, exact, log, maximum
-from opdtheory.spaces import Box, discounted_mdps, scalars, single_states, teacher_students
+from opdtheory.claims.sources import TOPD
+from opdtheory.elementary import exact, maximum
+from opdtheory.spaces import Box, scalars, single_states, teacher_students
 from opdtheory.verification.blocks import Values
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.evidence import Evidence
@@ -26,7 +26,7 @@ STEPPING = teacher_students(candidate=True)
 
 
 def _jsd_gradient() -> Evidence:
-    """∂/∂p_i of the i-th term of JSD_α is −(1−α)·log(m_i/p_i); terms do not mix: every vocabulary."""
+    """∂/∂p_i of the i-th term of JSD_α is −(1−α)·log(m_i/p_i); terms do not mix."""
     alpha, p, q = sp.symbols("alpha p q", positive=True)
     m = alpha * q + (1 - alpha) * p
     logs = sp.symbols("log_p log_q log_m")
@@ -46,8 +46,8 @@ entry(
     sharpness="identity",
     statement=(
         "E_p[r̃ ∇log p] = −∇JSD_α(p, q)/(1−α) with JSD_α = α KL(q‖m) + (1−α) KL(p‖m), m = αq + (1−α)p: the "
-        "immediate TOP-D update distils towards the true teacher, by reverse KL as α → 1 and by α times forward "
-        "KL as α → 0."
+        "immediate TOP-D update distils towards the true teacher, by reverse KL as α → 1 and by α times "
+        "forward KL as α → 0."
     ),
     latex=r"\mathbb{E}_p[\tilde r\,\nabla\log p]=-\tfrac1{1-\alpha}\nabla\mathrm{JSD}_\alpha(p,q)",
     hypotheses=("p has full support and is differentiable", "0 < α < 1"),
@@ -138,6 +138,60 @@ def second_moment(x: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------- TOP-D, sequences
+
+
+_TOGO = 0.875
+
+
+def _togo_square(horizon: int) -> float:
+    """Square of the bound on the L² norm at α = 7/8 for softmax scores, M² = 2; from above."""
+    return float(bounds.topd_togo_norm(_TOGO, horizon, 2**0.5)) ** 2 * (1 + 1e-12)
+
+
+@claim(
+    "topd.togo-var",
+    TOPD,
+    "Eq 3 with the rewards of Eq 5",
+    "Second moment of the return-to-go gradient",
+    space=teacher_students(),
+    nature="ours",
+    sharpness="loose",
+    hypotheses=("on-policy", "tabular softmax scores, M² = 2"),
+    proof=f"{DOC}#topd-togo-var",
+    latex=(
+        r"\|G\|_{L^2}\le M\bigl[\tfrac23\kappa(T+1)^{3/2}"
+        r"+\sqrt{K\,T(T-1)/2}+\sqrt K\,T\bigr]"
+    ),
+    sketch="G = Σ_k r̃_k S_k, S a martingale; split r̃_k into its mean in [−κ, 0] and a martingale difference.",
+    note="The growth T³ is real: equal contexts with p ≠ q give E‖G‖² ~ (T³/3)·E‖s‖²·KL(p‖m)².",
+    mutants=(
+        Mutant(
+            "as-if-immediate",
+            "dies",
+            "T times the immediate second moment forgets that the returns add up",
+            {
+                "sides": lambda x: (
+                    x.gradient_second_moment("ii", _TOGO),
+                    2 * x.horizon * _MOMENTS[_TOGO],
+                )
+            },
+        ),
+        Mutant(
+            "printed-constant",
+            "dies",
+            "the token bound with the vocabulary does not cover sums",
+            {
+                "sides": lambda x: (
+                    x.gradient_second_moment("ii", _TOGO),
+                    3 * x.gradient_second_moment("immediate", _TOGO),
+                )
+            },
+        ),
+    ),
+)
+def togo_moment(x: Any) -> Any:
+    """E‖G‖² ≤ M²[(2/3)κ(T+1)^{3/2} + √(K·T(T−1)/2) + √K·T]², G = Σ_t ∇log π_t Σ_{k≥t} r̃_k, at α = 7/8."""
+    return x.gradient_second_moment("ii", _TOGO), _togo_square(x.horizon)
 
 
 @claim(
@@ -307,7 +361,7 @@ def _uniform_step(vocab: int, horizon: int, eos: int | None, prompts: int) -> li
     ),
 )
 def improvement_region(x: Any) -> Any:
-    """If the printed lower bound of Theorem 4.9 exceeds η(π), then the average TV over visited states is below
+    """If the printed lower bound of Theorem 4.9 exceeds η(π), the average TV of visited states is below
     1/(2T_max)."""
     return 2 * x.horizon * x.candidate_tv_sum, x.expected_length_student
 
@@ -351,139 +405,6 @@ def improvement_region(x: Any) -> Any:
     ),
 )
 def corrected_improvement(x: Any) -> Any:
-    """η(π̃) ≥ η(π) + Σ d^π g′ − 2ξ′(T−1) Σ d^π TV with g′ = E_π̃ A^π − KL(π̃‖π), ξ′ = max |g′|, η = −KL(·‖π*)."""
+    """η(π̃) ≥ η(π) + Σ d^π g′ − 2ξ′(T−1) Σ d^π TV, g′ = E_π̃ A^π − KL(π̃‖π), ξ′ = max |g′|, η = −KL(·‖π*)."""
     penalty = 2 * (x.horizon - 1) * x.candidate_corrected_g_max * x.candidate_tv_sum
     return x.eta + x.candidate_corrected_surrogate - penalty, x.candidate_eta
-
-
-# ------------------------------------------------------------------------------------- DPPO, discounted
-
-
-def _leaving_state(states: int, actions: int) -> list[Values]:
-    """State 0 is left through the action that only π plays; state 1 has the opposite advantages."""
-    if (states, actions) != (2, 3):
-        return []
-    offered = []
-    for eps, gamma in (("1/4", "1/2"), ("1/2", "9/10"), ("3/4", "3/4")):
-        e = exact(eps)
-        gain = [-e / (1 - e), exact(1), exact(-1)] if 2 * e <= 1 else [exact(-1), (1 - e) / e, exact(-1)]
-        rows: dict[str, Any] = {
-            "behavior": [[1 - e, e, 0]] * 2,
-            "target": [[1 - e, 0, e]] * 2,
-            "transition": [[[1, 0], [1, 0], [0, 1]], [[0, 1]] * 3],
-            "initial": [1, 0],
-            "reward": [gain, [-g for g in gain]],
-            "gamma": gamma,
-        }
-        as_exact = np.frompyfunc(exact, 1, 1)
-        offered.append(
-            {k: np.asarray(as_exact(np.array(v, dtype=object)), dtype=object) for k, v in rows.items()}
-        )
-    return offered
-
-
-@claim(
-    "dppo.thm2.1-sharp",
-    DPPO,
-    "Theorem 2.1",
-    "Best discounted bound",
-    space=discounted_mdps(sizes=((2, 2), (2, 3))),
-    nature="ours",
-    sharpness="tight",
-    hypotheses=("ξ = max |A^μ(s, a)|", "ε the largest TV of any state"),
-    proof=f"{DOC}#dppo-thm2-1-sharp",
-    structured=_leaving_state,
-    latex=(
-        r"|J(\pi)-J(\mu)-L|\le\frac{2\xi\min(2\varepsilon,1)\,\gamma"
-        r"\varepsilon}{(1-\gamma)(1-\gamma+\gamma\varepsilon)}"
-    ),
-    sketch="|E_π A^μ| ≤ ξ min(2ε, 1); a coupling keeps the chains together with probability 1 − ε a step.",
-    mutants=(
-        Mutant(
-            "printed-factor",
-            "dies",
-            "the factor 2 of the printed theorem under the sharp denominator",
-            {
-                "sides": lambda x: (
-                    absolute(x.error) * (1 - x.gamma) * (1 - x.gamma + x.gamma * x.tv_max),
-                    2 * x.adv_max * x.gamma * x.tv_max**2,
-                )
-            },
-        ),
-        Mutant(
-            "linear-denominator",
-            "dies",
-            "without the second factor in the denominator",
-            {
-                "sides": lambda x: (
-                    absolute(x.error) * (1 - x.gamma),
-                    4 * x.adv_max * x.gamma * x.tv_max**2,
-                )
-            },
-        ),
-    ),
-)
-def discounted(x: Any) -> Any:
-    """|J(π) − J(μ) − L| ≤ 2ξ·min(2ε, 1)·γε/((1−γ)(1−γ+γε)), attained at every ε."""
-    return absolute(x.error), bounds.discounted_sharp(x.gamma, x.tv_max, x.adv_max)
-
-
-# ------------------------------------------------------------------------------------- OPD
-
-
-def _curl() -> Evidence:
-    """T = 2: g₁(root) ignores the later logit, ∂g₁(after)/∂root = −d′(root)·KL′(after), with both factors nonzero."""
-    root, after = sp.symbols("root after", real=True)
-    visits, first, second = sp.Function("d")(root), sp.Function("K0")(root), sp.Function("K1")(after)
-    field = (-sp.diff(first, root), -visits * sp.diff(second, after))
-    mixed = sp.diff(field[1], root) + sp.diff(visits, root) * sp.diff(second, after)
-    # V = 2: d = σ(root), d′ = σ(1 − σ) > 0; KL′ = p(1−p)(after − after*), zero at the teacher only
-    p, z, star = sp.symbols("p z star")
-    slope = sp.diff(p * (sp.log(p) - star) + (1 - p) * sp.log(1 - p), p).subs(sp.log(p), z + sp.log(1 - p))
-    affine = sp.simplify(slope - (z - star)) == 0
-    ok = sp.diff(field[0], after) == 0 and sp.expand(mixed) == 0 and affine
-    return Evidence(
-        "symbolic", bool(ok), "Jacobian of g₁ at T = 2: one mixed entry is 0, its transpose −d′·KL′ is not"
-    )
-
-
-def _uphill() -> Evidence:
-    """At p = 1/2 against 3/5 and, after token 1, 1/1000 against 999/1000: the sequence KL rises along g₁ (balls)."""
-    up = log(exact(999))
-    root = log(exact("3/2")) / 4  # root component of g₁
-    kl_after = exact("998/1000") * up
-    slope_after = exact("999/1000000") * 2 * up  # |dKL/dz| of the far context
-    rate = -root * root + root * kl_after / 4 - slope_after * slope_after / 4
-    return Evidence(
-        "computed",
-        bool(rate > exact("16/100")),
-        f"derivative of the sequence KL along g₁: {float(rate.mid()):.4f} > 0",
-    )
-
-
-def _descent() -> Evidence:
-    """Each block of g₁ is −d(s)∇KL_s, so d/dt KL_s = −d(s)‖∇KL_s‖² along the flow: symbolic at T = 2, V = 2."""
-    d, slope = sp.symbols("d slope", real=True)
-    return Evidence(
-        "symbolic",
-        sp.expand(slope * (-d * slope) + d * slope**2) == 0,
-        "every state's KL falls along g₁: chain rule",
-    )
-
-
-entry(
-    "opd.g1-curl",
-    OPD,
-    "Section 1.3",
-    "The immediate update is no gradient field",
-    nature="ours",
-    sharpness="identity",
-    statement=(
-        "For a tabular softmax student the immediate update g₁ = −Σ_s d_θ(s)∇KL_s is not the gradient of any function "
-        "(its Jacobian is not symmetric) and a small step along it can raise the KL of whole sequences; yet along its "
-        "flow every state's own KL falls, so Σ_s w_s KL_s is a Lyapunov function for fixed weights w ≥ 0."
-    ),
-    hypotheses=("tabular softmax student", "fixed teacher of full support"),
-    proof=f"{DOC}#opd-g1-curl",
-    proofs=(_curl, _uphill, _descent),
-)
