@@ -188,12 +188,12 @@ def gradient_variance(x: Any) -> tuple[Any, Any]:
     space=spaces.teacher_students(sizes=tuple(s for s in spaces.SMALL if s["horizon"] >= 2), extra=ALPHA), relation="<=",
     corrected_by=("topd.togo-var",),
     sketch="Log ratios of one response may cancel along it: their sum can be small on every likely response while the mixed rewards, shrunk "
-    "by different amounts, no longer cancel. Asked here with a factor 10 to spare.",
-    latex=r"\mathbb{E}\|\tilde G\|^2\le 10\,\mathbb{E}\|G\|^2",
+    "by different amounts, no longer cancel. Asked here with a factor 100 to spare.",
+    latex=r"\mathbb{E}\|\tilde G\|^2\le 100\,\mathbb{E}\|G\|^2",
 )  # fmt: skip
 def togo_moment(x: Any) -> tuple[Any, Any]:
-    """With the whole return-to-go, the proximal rewards give a second moment at most ten times that of the log ratios."""
-    return x.gradient_second_moment("ii", x.alpha), 10 * x.gradient_second_moment("ii")
+    """With the whole return-to-go, the proximal rewards give a second moment at most a hundred times that of the log ratios."""
+    return x.gradient_second_moment("ii", x.alpha), 100 * x.gradient_second_moment("ii")
 
 
 # ------------------------------------------------------------------------------------------------ Eq 6
