@@ -194,6 +194,20 @@ def togo_moment(x: Any) -> Any:
     return x.gradient_second_moment("ii", _TOGO), _togo_square(x.horizon)
 
 
+def _power_mean_concave() -> Evidence:
+    """ψ_n(X) = (α + βX^{1/n})^n: ψ″ = −((n−1)/n)αβ X^{1/n−2}(α + βX^{1/n})^{n−2} ≤ 0, ψ(0) = αⁿ, ψ(1) = 1."""
+    x, a, n = sp.symbols("X alpha n", positive=True)
+    b = 1 - a
+    base = a + b * x ** (1 / n)
+    claimed = -(n - 1) / n * a * b * x ** (1 / n - 2) * base ** (n - 2)
+    second = sp.diff(base**n, x, 2)
+    concave = sp.simplify(sp.powsimp(sp.expand(second / claimed), force=True) - 1) == 0
+    ends = sp.simplify(base.subs(x, 1) - 1) == 0
+    return Evidence(
+        "lemma", bool(concave and ends), "(α+βX^{1/n})^n is concave in X, αⁿ at 0 and 1 at 1: symbolic"
+    )
+
+
 @claim(
     "topd.thm4.4-token",
     TOPD,
@@ -204,6 +218,7 @@ def togo_moment(x: Any) -> Any:
     sharpness="tight",
     hypotheses=("0 < α < 1",),
     proof=f"{DOC}#topd-thm4-4-token",
+    lemmas=(_power_mean_concave,),
     latex=r"d(T_{\mathrm{tok}}\pi,\pi^*)\le(1-\alpha^T)\,d(\pi,\pi^*)",
     sketch="∏(α+βx_t) ≥ (α+βX^{1/n})^n, concave in X = ∏x_t with values αⁿ at 0 and 1 at 1.",
     mutants=(
