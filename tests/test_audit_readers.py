@@ -129,3 +129,49 @@ def test_minus_infinite_train_log_probability_is_kept_as_infinite_kl():
     assert report.metrics["k1/mean"].value == math.inf
     assert report.metrics["ratio/mean"].value == 0.5
     assert report.to_dict()["metrics"]["k1/mean"]["value"] == "inf"
+
+
+def test_full_logits_are_read_token_by_token_with_gaps_in_the_mask(tmp_path):
+    """A sparse mask, both containers and memory give the same, and no more rows are read than needed."""
+    pytest.importorskip("safetensors")
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    mu = rng.normal(size=(3, 60, 7)).astype(np.float32)
+    mask = np.zeros((3, 60), np.int64)
+    mask[:, :4], mask[1, 40:55], mask[2, 59] = 1, 1, 1
+    arrays = {
+        "tokens": rng.integers(0, 7, (3, 60)),
+        "response_mask": mask,
+        "rollout_logits": mu,
+        "logits": mu + np.float32(0.1) * rng.normal(size=mu.shape).astype(np.float32),
+        "teacher_logits": rng.normal(size=mu.shape).astype(np.float32),
+    }
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    save_file(arrays, tmp_path / "a.safetensors")
+    reports = [audit_logs(arrays), audit_logs(tmp_path / "a.npz"), audit_logs(tmp_path / "a.safetensors")]
+    for report in reports:
+        assert report.state.token_count == mask.sum()
+        for name in ("kl_rollout_train/mean", "kl_student_teacher/mean", "k3/mean"):
+            assert report.metrics[name].value == reports[0].metrics[name].value
+    whole = audit_logs({k: v for k, v in arrays.items() if k != "response_mask"})
+    assert whole.metrics["kl_rollout_train/mean"].value != reports[0].metrics["kl_rollout_train/mean"].value
+
+
+def test_unnamed_sequences_of_different_files_are_different_prompts(tmp_path):
+    for name in "ab":
+        files.lines(tmp_path / f"{name}.jsonl", [{"rollout_log_probs": [-1.0], "log_probs": [-1.1]}])
+    assert len(audit_logs(tmp_path).state.groups.column("tokens")) == 2
+
+
+def test_nan_logits_are_left_out_and_reported():
+    rng = np.random.default_rng(1)
+    mu = rng.normal(size=(4, 5, 6))
+    pi = mu + 0.1
+    pi[1, 2, 3] = np.nan
+    report = audit_logs(
+        {"tokens": np.zeros((4, 5), int), "rollout_logits": mu, "logits": pi, "advantages": np.ones(4)}
+    )
+    assert report.state.tokens["kl_rollout_train"].count == 19
+    (warning,) = [w for w in report.warnings if w["code"] == "nan"]
+    assert "row 1 position 2" in warning["where"][0]

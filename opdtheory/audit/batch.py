@@ -222,7 +222,8 @@ def assemble(source: str, sequences: Sequence[Sequence_], step: int | None = Non
         positions=np.concatenate(positions).astype(np.int64) if positions else np.zeros(0, np.int64),
         columns={n: join(partial(_column, n), np.float64) for n in names},
         group=np.array(
-            [group_key(s.name if s.group is None else s.group) for s in sequences], dtype=np.uint64
+            [group_key(f"{source}: {s.name}" if s.group is None else s.group) for s in sequences],
+            dtype=np.uint64,
         ),
         ids=[s.name for s in sequences],
         rewards=None if np.isnan(rewards).all() else rewards,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from opdtheory.audit import kernels
-from opdtheory.audit.batch import Batch, Rows
+from opdtheory.audit.batch import Batch
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.topk import topk_statistics
 
@@ -43,58 +43,64 @@ _LOG_PROB_OF = {"train": "log_probs", "rollout": "rollout_log_probs", "teacher":
 
 
 def measure(batch: Batch, settings: Settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(statistics (N,), columns): the columns gain the drawn tokens' log-probabilities that the logits
-    imply.
+    """(statistics (N,), columns): the columns gain the log-probabilities that the logits imply.
 
-    Recorded log-probabilities are kept beside as ``recorded_*`` statistics' differences, see
-    ``recorded_gap:*``.
+    Recorded log-probabilities of a policy whose logits are there too are replaced by the implied ones;
+    ``recorded_gap:POLICY`` among the statistics is how far they were apart.
     """
     columns = dict(batch.columns)
     stats: dict[str, np.ndarray] = {}
-    logits = batch.logits
-    if "rollout" in logits and "train" in logits:
-        stats |= _pair(batch, "rollout", "train", _TRAIN_NAMES, columns, settings, stats)
-    student = "rollout" if "rollout" in logits else "train"
-    if "teacher" in logits and student in logits:
-        found = _pair(batch, student, "teacher", _TEACHER_NAMES, columns, settings, stats)
-        found["tropd_accept_exact"] = 1 - found["tv_student_teacher"]
-        stats |= found
-    if len(logits) == 1:
-        ((policy, rows),) = logits.items()
-        values = _alone(batch, rows, settings, policy)
-        stats[f"entropy_{policy}"] = values["entropy_p"]
-        _take(columns, stats, policy, values["logp_p"])
+    drew = "rollout" if "rollout" in batch.logits else "train"
+    pairs = _pairs(batch, drew)
+    for (first, second, names), out in zip(pairs, _sweep(batch, pairs, settings), strict=True):
+        _take(columns, stats, first, out["logp_p"])
+        _take(columns, stats, second, out["logp_q"])
+        stats |= {label: out[name] for name, label in names.items()}
+    if "tv_student_teacher" in stats:
+        stats["tropd_accept_exact"] = 1 - stats["tv_student_teacher"]
     stats |= topk_statistics(batch, stats)
-    for policy in ("rollout", "train", "student", "teacher"):
-        name = _LOG_PROB_OF.get(
-            "rollout"
-            if policy == "student" and student == "rollout"
-            else "train"
-            if policy == "student"
-            else policy
-        )
+    for policy, owner in (
+        ("rollout", "rollout"),
+        ("train", "train"),
+        ("student", drew),
+        ("teacher", "teacher"),
+    ):
+        name = _LOG_PROB_OF[owner]
         if f"entropy_{policy}" in stats and name in columns:
             # E[−log p(a) − H] = 0 for a token drawn from p: a wrong temperature shows here
             stats[f"surprise_{policy}"] = -columns[name] - stats[f"entropy_{policy}"]
     return stats, columns
 
 
-def _pair(
-    batch: Batch, first: str, second: str, names: Mapping[str, str], columns: dict[str, np.ndarray],
-    settings: Settings, stats: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:  # fmt: skip
+def _pairs(batch: Batch, drew: str) -> list[tuple[str, str, Mapping[str, str]]]:
+    """Which policies are compared: rollout with train, and the one that drew the tokens with the teacher."""
+    logits, out = batch.logits, []
+    if "rollout" in logits and "train" in logits:
+        out.append(("rollout", "train", _TRAIN_NAMES))
+    if "teacher" in logits and drew in logits:
+        out.append((drew, "teacher", _TEACHER_NAMES))
+    if len(logits) == 1:
+        (policy,) = logits
+        out.append((policy, policy, {"entropy_p": f"entropy_{policy}"}))
+    return out
+
+
+def _sweep(
+    batch: Batch, pairs: Sequence[tuple[str, str, Mapping[str, str]]], settings: Settings
+) -> list[dict[str, np.ndarray]]:
+    """Statistics of every pair; each policy's logits are fetched once."""
     n = len(batch.tokens)
-    out = {name: np.empty(n) for name in kernels.STATISTICS}
-    p_rows, q_rows = batch.logits[first], batch.logits[second]
-    for a, b in _chunks(n, p_rows.vocab):
-        p = prepare(p_rows.fetch(a, b), settings, first)
-        q = prepare(q_rows.fetch(a, b), settings, second)
-        part = kernels.pair_statistics(p, q, batch.tokens[a:b], topk=settings.topk, alpha=settings.alpha)
-        for name in out:
-            out[name][a:b] = part[name]
-    _take(columns, stats, first, out["logp_p"])
-    _take(columns, stats, second, out["logp_q"])
-    return {label: out[name] for name, label in names.items()}
+    out = [{name: np.empty(n) for name in kernels.STATISTICS} for _ in pairs]
+    wanted = sorted({policy for first, second, _ in pairs for policy in (first, second)})
+    for a, b in _chunks(n, max((batch.logits[p].vocab for p in wanted), default=1)) if pairs else ():
+        rows = {policy: prepare(batch.logits[policy].fetch(a, b), settings, policy) for policy in wanted}
+        for (first, second, _), values in zip(pairs, out, strict=True):
+            found = kernels.pair_statistics(
+                rows[first], rows[second], batch.tokens[a:b], topk=settings.topk, alpha=settings.alpha
+            )
+            for name in values:
+                values[name][a:b] = found[name]
+    return out
 
 
 def _take(
@@ -108,17 +114,6 @@ def _take(
         gap = columns[name] - implied
         stats[f"recorded_gap:{policy}"] = np.where(np.isfinite(gap), gap, np.nan)
     columns[name] = implied
-
-
-def _alone(batch: Batch, rows: Rows, settings: Settings, policy: str) -> dict[str, np.ndarray]:
-    n = len(batch.tokens)
-    out = {name: np.empty(n) for name in ("logp_p", "entropy_p")}
-    for a, b in _chunks(n, rows.vocab):
-        p = prepare(rows.fetch(a, b), settings, policy)
-        part = kernels.pair_statistics(p, p, batch.tokens[a:b], topk=1)
-        for name in out:
-            out[name][a:b] = part[name]
-    return out
 
 
 def _chunks(n: int, vocab: int) -> list[tuple[int, int]]:

@@ -46,8 +46,9 @@ def keep_masks(
     """Name → (parameters, kept tokens (N,)).
 
     ``exact`` holds full-vocabulary (N,) divergences ``tv``, ``kl_rollout_train``, ``topk_tv``, ``topk_kl``
-    where known. Unusable tokens have ratio 1 here and are kept.
+    where known. Unusable tokens have ratio 1 and divergence 0 here and are kept.
     """
+    exact = {name: np.nan_to_num(values, nan=0.0, posinf=np.inf) for name, values in exact.items()}
     out: dict[str, tuple[dict[str, float], np.ndarray]] = {}
     response = batch.response_mask
     if drawn is not None:

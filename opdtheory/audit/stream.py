@@ -70,6 +70,8 @@ def process(unit: Unit, settings: Settings, store: Store | None) -> tuple[State,
         report(error)
     except OSError as error:
         report(InputError(unit.path, "", f"{error.strerror or error}", "a readable file"))
+    except (ValueError, MemoryError) as error:
+        report(InputError(unit.path, "", str(error) or type(error).__name__, "consistent data"))
     if extra:
         errors.append(f"{unit.path}: {extra} further faulty records")
     if store is not None:

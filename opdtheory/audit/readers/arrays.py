@@ -15,15 +15,21 @@ from opdtheory.audit.batch import ALIASES, LOGIT_POLICIES, TOKEN_COLUMNS, Batch,
 
 TOPK_NAMES = tuple(f"{p}_topk_{s}" for p in ("train", "rollout", "teacher") for s in ("ids", "log_probs"))
 MAX_BATCH_TOKENS = 1 << 18
+LONG_GAP = 8
+"""Masked-out stretches longer than this are skipped when logits are read."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One named array: its shape, and ``fetch(start, stop)`` giving the rows of the first axis as numpy."""
+    """One named array: its shape, and ``fetch(start, stop)`` giving the rows of the first axis as numpy.
+
+    ``tokens(start, stop)`` gives rows of the first two axes taken together, for arrays of three axes.
+    """
 
     shape: tuple[int, ...]
     kind: str
     fetch: Callable[[int, int], np.ndarray]
+    tokens: Callable[[int, int], np.ndarray] | None = None
 
 
 def in_memory(arrays: Mapping[str, Any]) -> dict[str, Column]:
@@ -37,12 +43,16 @@ def in_memory(arrays: Mapping[str, Any]) -> dict[str, Column]:
             array = np.asarray(value)
         except ValueError:
             raise InputError("arrays", f"key {name!r}", "a ragged list", "an array of shape (B, T)") from None
-        out[name] = Column(array.shape, array.dtype.kind, partial(_stretch, array))
+        out[name] = Column(array.shape, array.dtype.kind, partial(_stretch, array), _by_token(array))
     return out
 
 
 def _stretch(array: np.ndarray, start: int, stop: int) -> np.ndarray:
     return array[start:stop]
+
+
+def _by_token(array: np.ndarray) -> Callable[[int, int], np.ndarray] | None:
+    return partial(_stretch, array.reshape(-1, array.shape[2])) if array.ndim == 3 else None
 
 
 def canonical_columns(columns: Mapping[str, Column], source: str) -> dict[str, Column]:
@@ -159,8 +169,10 @@ def _batch(
         if raw.ndim == 2:
             columns.setdefault("token_rewards", raw.reshape(-1)[kept])
     tokens = flat("tokens").astype(np.int64) if "tokens" in table else np.full(len(kept), -1)
-    if tokens.size and tokens.min() < -1:
-        raise InputError(source, "key 'tokens'", f"token id {tokens.min()}", "ids >= 0")
+    if tokens.size and "tokens" in table and tokens.min() < 0:
+        raise InputError(
+            source, "key 'tokens'", f"token id {tokens.min()}", "ids >= 0 wherever the mask is 1"
+        )
     logits = {}
     for name, policy in LOGIT_POLICIES.items():
         if name in table:
@@ -198,14 +210,19 @@ def _batch(
 def _row_fetcher(
     column: Column, kept: np.ndarray, first_row: int, T: int
 ) -> Callable[[int, int], np.ndarray]:
-    """Rows start..stop of the kept tokens, read one stretch of sequences at a time."""
+    """Rows start..stop of the kept tokens; only stretches without long masked gaps are read."""
+    assert column.tokens is not None
+    read, offset = column.tokens, first_row * T
 
     def fetch(start: int, stop: int) -> np.ndarray:
         index = kept[start:stop]
         if not len(index):
             return np.zeros((0, column.shape[2]), np.float32)
-        low, high = int(index[0]) // T, int(index[-1]) // T + 1
-        block = column.fetch(first_row + low, first_row + high)
-        return block.reshape(-1, column.shape[2])[index - low * T]
+        cuts = np.flatnonzero(np.diff(index) > LONG_GAP) + 1
+        parts = [
+            read(offset + int(run[0]), offset + int(run[-1]) + 1)[run - run[0]]
+            for run in np.split(index, cuts)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     return fetch

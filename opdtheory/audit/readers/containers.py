@@ -119,7 +119,11 @@ def _npy_column(path: Path, info: zipfile.ZipInfo, source: str) -> Column:
         raise InputError(source, where, found, f"{size} bytes for shape {shape} of {dtype}")
     if fortran and len(shape) > 1:
         raise InputError(source, where, "Fortran order", "C order (np.ascontiguousarray)")
-    return Column(tuple(shape), dtype.kind, _forward_reader(path, info, header, tuple(shape), dtype, source))
+    fetch = _forward_reader(path, info, header, tuple(shape), dtype, source)
+    by_token = None
+    if len(shape) == 3:
+        by_token = _forward_reader(path, info, header, (shape[0] * shape[1], shape[2]), dtype, source)
+    return Column(tuple(shape), dtype.kind, fetch, by_token)
 
 
 def _forward_reader(
@@ -190,8 +194,8 @@ def safetensors_columns(path: Path) -> dict[str, Column]:
         raise InputError(source, "header", type(table).__name__, "a JSON object")
     columns = {}
     for name, entry in table.items():
-        if name == "__metadata__":
-            continue
+        if name == "__metadata__" or (isinstance(entry, dict) and entry.get("shape") == []):
+            continue  # scalars are no columns
         columns[name] = _tensor_column(path, name, entry, 8 + length, total, source)
     return columns
 
@@ -218,11 +222,15 @@ def _tensor_column(path: Path, name: str, entry: Any, base: int, total: int, sou
         raise InputError(source, where, found, f"{size} bytes inside the file")
     if size == 0:
         empty = np.zeros(shape, np.float32 if kind == "BF16" else dtype)
-        return Column(shape, "f" if kind == "BF16" else dtype.kind, lambda a, b: empty[a:b])
+        rows = empty.reshape(-1, shape[2]) if len(shape) == 3 and shape[2] else None
+        by_none = None if rows is None else lambda a, b: rows[a:b]
+        return Column(shape, "f" if kind == "BF16" else dtype.kind, lambda a, b: empty[a:b], by_none)
     view = np.memmap(path, dtype=dtype, mode="r", offset=base + begin, shape=shape)
+    flat = view.reshape(-1, shape[2]) if len(shape) == 3 else None
     if kind == "BF16":
-        return Column(shape, "f", lambda a, b: bf16_to_float(view[a:b]))
-    return Column(shape, dtype.kind, lambda a, b: view[a:b])
+        by_token = None if flat is None else lambda a, b: bf16_to_float(flat[a:b])
+        return Column(shape, "f", lambda a, b: bf16_to_float(view[a:b]), by_token)
+    return Column(shape, dtype.kind, lambda a, b: view[a:b], None if flat is None else lambda a, b: flat[a:b])
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
