@@ -301,8 +301,8 @@ def test_stale_rollouts_are_the_parameters_of_k_steps_ago() -> None:
     algorithm = Algorithm(Distill(), rollout=Rollout(stale=2))
     run = list(steps(w, student, student.start(policy), algorithm, 5))
     for k in range(1, 6):
-        expected = policy_of(student, run[max(0, k - 3)][1]).flat
-        assert close(run[k][0].rollout.flat, expected, EXACT)
+        expected = policy_of(student, run[max(0, k - 3)].theta).flat
+        assert close(run[k].rollout.flat, expected, EXACT)
 
 
 def test_measurements_agree_with_their_definitions() -> None:

@@ -21,7 +21,6 @@ from opdtheory.simulate import (
     World,
     distillation,
     masking,
-    policy_of,
     steps,
 )
 from opdtheory.simulate import collapse as collapse_study
@@ -43,9 +42,9 @@ def test_a_natural_step_on_the_proximal_reward_is_the_proximal_teacher() -> None
     student = TabularStudent(tree)
     algorithm = Algorithm(Distill(Estimator(lam=0, alpha=0.3)), optimiser=Natural(1.0))
     expected = policy
-    for _, theta in list(steps(World(tree, teacher), student, student.start(policy), algorithm, 5))[1:]:
+    for snapshot in list(steps(World(tree, teacher), student, student.start(policy), algorithm, 5))[1:]:
         expected = Policy.mixture(teacher, expected, 0.3)
-        assert close(policy_of(student, theta).flat[..., 0], expected.flat, FLOAT64)
+        assert close(snapshot.after.flat[..., 0], expected.flat, FLOAT64)
 
 
 def test_contraction_slows_down_with_the_horizon_but_only_logarithmically() -> None:

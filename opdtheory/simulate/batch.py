@@ -24,7 +24,7 @@ class Batch:
     """Responses ``pairs`` (M, T), action·contexts + context of each step, and where they are ``alive``.
 
     ``seed`` (M,) says to which run a response belongs, ``group`` (M,) numbers the responses to one prompt in
-    one run, and ``weight`` (M,) sums to one over the responses of each run.
+    one run, and ``weight`` (M,) sums to one over the responses of each run (unless divided ``per_token``).
     """
 
     tree: TokenTree
@@ -74,6 +74,21 @@ class Batch:
         """Weighted mean over tokens of values (M, T), one number per run."""
         total = self.mean(np.where(self.alive, values, 0.0).sum(axis=1))
         return total / self.mean(self.alive.sum(axis=1))
+
+    def part(self, number: int, count: int) -> Batch:
+        """Every ``count``-th prompt of each run, from ``number`` on, weighted to stand for all of them."""
+        per_run = (int(self.group.max()) + 1) // self.seeds
+        mine = (self.group % per_run) % count == number
+        pairs, alive, seed, group = (x[mine] for x in (self.pairs, self.alive, self.seed, self.group))
+        weight = self.weight[mine] * (per_run / len(range(number, per_run, count)))
+        return Batch(self.tree, self.seeds, pairs, alive, seed, group, weight)
+
+    def per_token(self) -> Batch:
+        """Weights divided by the mean length of the responses to the same prompt in the same run."""
+        mass = np.bincount(self.group, weights=self.weight)
+        length = np.bincount(self.group, weights=self.weight * self.alive.sum(axis=1))
+        weight = self.weight * (mass / np.where(length > 0, length, 1.0))[self.group]
+        return Batch(self.tree, self.seeds, self.pairs, self.alive, self.seed, self.group, weight)
 
     def _sum(self, index: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         # masked tokens carry zero, so that their position (the first entry) receives nothing

@@ -61,6 +61,38 @@ STUDIES: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 """Name → (summary, module:function of this package, default settings); heavy modules load when run."""
 
 
+CUSTOM: dict[str, Any] = {
+    "algorithm": "topd",
+    "exact": False,
+    "epochs": None,
+    "responses": None,
+    "prompts": None,
+    "optimiser": {"kind": "gradient", "settings": {}},
+    "rollout": {},
+    "world": {
+        "vocab": 4,
+        "horizon": 4,
+        "eos": None,
+        "prompts": 4,
+        "teacher_concentration": 1.0,
+        "student_concentration": 1.0,
+        "reward_share": 0.3,
+        "features": None,
+        "seed": 0,
+    },
+    "steps": 100,
+    "every": 5,
+    "seeds": 16,
+    "seed": 0,
+    "delta": 0.15,
+    "gradient_moments": False,
+}
+"""``world.features`` None is a tabular student, a number one with that many shared parameters; ``responses``,
+``prompts`` and ``epochs`` None keep the preset's (8 responses if it has none); ``delta`` is the TV
+threshold whose violations are counted.
+"""
+
+
 def _register(name: str) -> None:
     summary, place, defaults = STUDIES[name]
 
@@ -75,6 +107,18 @@ def _register(name: str) -> None:
 
 for _name in STUDIES:
     _register(_name)
+
+
+@experiment(
+    "simulate",
+    summary="any algorithm on a random exact world: every measurement along the run",
+    defaults=CUSTOM,
+)
+def simulate(run: Run) -> dict[str, Any]:
+    """One configured run."""
+    from opdtheory.simulate import custom
+
+    return run.part("run", lambda: custom.run(**run.config))
 
 
 @experiment(

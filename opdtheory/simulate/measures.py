@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from opdtheory import bounds
-from opdtheory.simulate.train import Snapshot
+from opdtheory.simulate.moments import UpdateMoments, update_moments
+from opdtheory.simulate.students import Student
+from opdtheory.simulate.train import Algorithm, Snapshot
 from opdtheory.tabular import Policy, PolicyContrast, PolicyPair
 
-__all__ = ["BASIC", "REWARD", "ROLLOUT", "TEACHER", "Measure", "context_share_above", "pair_measures"]
+__all__ = [
+    "BASIC",
+    "REWARD",
+    "ROLLOUT",
+    "TEACHER",
+    "Measure",
+    "context_share_above",
+    "pair_measures",
+    "update_measures",
+]
 
 Measure = Callable[[Snapshot], np.ndarray]
 
@@ -46,6 +58,10 @@ def _teacher(snapshot: Snapshot) -> PolicyContrast:
     return PolicyContrast(snapshot.after, snapshot.world.teacher_of(snapshot.seeds))
 
 
+def _before(snapshot: Snapshot) -> PolicyContrast:
+    return PolicyContrast(snapshot.before, snapshot.world.teacher_of(snapshot.seeds))
+
+
 def _rollout(snapshot: Snapshot) -> PolicyContrast:
     return PolicyContrast(snapshot.rollout, snapshot.after)
 
@@ -65,8 +81,12 @@ TEACHER: Mapping[str, Measure] = {
     "kl_teacher_student": lambda s: _teacher(s).reverse_kl_seq,
     "tv_teacher_seq": lambda s: _teacher(s).tv_seq,
     "tv_teacher_max": lambda s: _teacher(s).tv_max,
+    "kl_student_teacher_max": lambda s: _teacher(s).kl_max,
+    "kl_rise": lambda s: np.maximum(_teacher(s).kl_seq - _before(s).kl_seq, 0.0),
 }
-"""KL(student‖teacher), KL(teacher‖student) and TV of responses, largest TV of a context."""
+"""KL(student‖teacher), KL(teacher‖student) and TV of responses, largest TV and KL of a context, and by how
+much the step raised KL(student‖teacher).
+"""
 
 ROLLOUT: Mapping[str, Measure] = {
     "kl_rollout_seq": lambda s: _rollout(s).kl_seq,
@@ -85,6 +105,25 @@ def _per_token(contrast: PolicyContrast) -> np.ndarray:
     return contrast.tv_sum / contrast.behavior.expected_length
 
 
+def update_measures(student: Student, algorithm: Algorithm) -> dict[str, Measure]:
+    """Exact bias and variance of the update from one response at the new parameters, and its direction.
+
+    ``gradient_bias2`` ‖E ĝ − ∇‖², ``gradient_variance`` the trace of the covariance, ``gradient_norm2`` ‖∇‖²
+    of the true gradient, ``gradient_cosine`` of mean update and true gradient.
+    """
+
+    @lru_cache(maxsize=1)
+    def of(s: Snapshot) -> UpdateMoments:
+        return update_moments(s.world, student, s.theta, algorithm, seed=s.step)
+
+    return {
+        "gradient_bias2": lambda s: of(s).bias2,
+        "gradient_variance": lambda s: of(s).variance,
+        "gradient_norm2": lambda s: (of(s).truth ** 2).sum(axis=tuple(range(s.theta.ndim - 1))),
+        "gradient_cosine": lambda s: of(s).cosine,
+    }
+
+
 def pair_measures(delta: float, divergence: str = "tv") -> dict[str, Measure]:
     """Surrogate, error and bounds of a step from the rollout policy to the new student, and its violations.
 
@@ -93,14 +132,10 @@ def pair_measures(delta: float, divergence: str = "tv") -> dict[str, Measure]:
     the sharp uniform TV bound and ``bound_mixed`` a published one, all on |J(π) − J(μ) − L|; ``decrease`` is
     how much J fell, 0 if it rose.
     """
-    cache: dict[str, tuple[int, PolicyPair]] = {}
 
+    @lru_cache(maxsize=1)  # the measures of one snapshot share the pair
     def pair(s: Snapshot) -> PolicyPair:
-        # measures of one snapshot share the pair
-        if cache.get("pair", (None, None))[0] != id(s):
-            made = PolicyPair(s.world.tree, s.rollout, s.after, s.world.reward_of(s.seeds), validate=False)
-            cache["pair"], cache["keep"] = (id(s), made), (0, s)  # type: ignore[assignment]
-        return cache["pair"][1]
+        return PolicyPair(s.world.tree, s.rollout, s.after, s.world.reward_of(s.seeds), validate=False)
 
     def fell(s: Snapshot) -> np.ndarray:
         reward = s.world.reward_of(s.seeds)

@@ -95,6 +95,11 @@ class Signal(Protocol):
         """The policy that writes the responses, usually the rollout policy."""
 
 
+def tree_prompts(tree: TokenTree) -> np.ndarray:
+    """The prompt of every context in the inner layout, (contexts,)."""
+    return np.concatenate([np.arange(tree.contexts(t)) % tree.prompts for t in range(tree.horizon)])
+
+
 class _OwnResponses:
     """Signals whose responses come from the rollout policy alone."""
 
@@ -199,7 +204,7 @@ def _standardise_table(view: View, first: np.ndarray, second: np.ndarray) -> np.
     """Means of advantages standardised over the tokens of all responses to a prompt."""
     tree = view.world.tree
     mass = view.rollout.flat_occupancy * view.rollout.flat
-    prompt = np.concatenate([np.arange(tree.contexts(t)) % tree.prompts for t in range(tree.horizon)])
+    prompt = tree_prompts(tree)
 
     def total(x: np.ndarray) -> np.ndarray:
         of_context = (mass * x).sum(axis=0)
@@ -258,7 +263,7 @@ class Terminal(_OwnResponses):
             return q
         if self.baseline == "value":
             return q - v
-        prompt = np.concatenate([np.arange(tree.contexts(t)) % tree.prompts for t in range(tree.horizon)])
+        prompt = tree_prompts(tree)
         a = q - v[: tree.prompts][prompt]
         if self.normalise:
             square = flow.values(tree, mu, reward * reward)[: tree.prompts]

@@ -17,7 +17,7 @@ import numpy as np
 from opdtheory.simulate.batch import Batch, enumerate_responses, sample_responses
 from opdtheory.simulate.optimisers import Gradient, Optimiser
 from opdtheory.simulate.rollouts import Rollout
-from opdtheory.simulate.signals import Contribution, Signal, View, World
+from opdtheory.simulate.signals import Contribution, Signal, View, World, tree_prompts
 from opdtheory.simulate.students import Student, policy_of
 from opdtheory.simulate.weights import OnPolicy, Tokens, Weight, divergence_table
 from opdtheory.tabular import Policy
@@ -30,8 +30,9 @@ class Algorithm:
     """One training algorithm.
 
     ``responses`` None makes exact expected updates; otherwise each step draws ``prompts`` prompts with
-    ``responses`` responses each.  ``epochs`` updates reuse the responses of a step.  ``top_k`` is the size of
-    top-k divergences.
+    ``responses`` responses each.  ``epochs`` passes reuse the responses of a step, each in ``minibatches``
+    updates on disjoint sets of prompts.  ``per_token`` divides by the tokens of a prompt's responses, as the
+    objective of TOP-D does, instead of by their number.  ``top_k`` is the size of top-k divergences.
     """
 
     signal: Signal
@@ -41,19 +42,27 @@ class Algorithm:
     epochs: int = 1
     responses: int | None = None
     prompts: int = 1
+    minibatches: int = 1
+    per_token: bool = False
     top_k: int = 20
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs: got {self.epochs!r}, expected at least 1")
+        most = 1 if self.responses is None else self.prompts
+        if not 1 <= self.minibatches <= most:
+            raise ValueError(
+                f"minibatches: got {self.minibatches!r}, expected 1 to {most} (drawn prompts; 1 if exact)"
+            )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The end of a step: policies before and after it, the rollout policy, and the share of tokens kept."""
+    """The end of a step: parameters, policies before and after it, rollout policy, share of tokens kept."""
 
     step: int
     world: World
+    theta: np.ndarray
     rollout: Policy
     before: Policy
     after: Policy
@@ -88,6 +97,8 @@ class Step:
         if self.batch is not None:
             return self.batch.scatter(coefficients), self.batch.token_mean(kept)
         mass = self.drawn.flat_occupancy * self.drawn.flat
+        if self.algorithm.per_token:
+            mass = mass / length_by_prompt(self.drawn)
         return mass * coefficients, (mass * kept).sum(axis=(0, 1)) / mass.sum(axis=(0, 1))
 
     def coefficients(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +124,8 @@ class Step:
 
 def begin_step(algorithm: Algorithm, view: View) -> Step:
     """Responses and advantages of one step."""
-    if algorithm.epochs == 1 and view.rollout is view.student and algorithm.weight.neutral:
+    once = algorithm.epochs == algorithm.minibatches == 1
+    if once and view.rollout is view.student and algorithm.weight.neutral:
         # the only update happens where no ratio has moved and no mask can bind
         algorithm = replace(algorithm, weight=OnPolicy())
     signal, weight = algorithm.signal, algorithm.weight
@@ -126,7 +138,27 @@ def begin_step(algorithm: Algorithm, view: View) -> Step:
         batch = enumerate_responses(drawn)
     else:
         batch = sample_responses(drawn, algorithm.prompts, algorithm.responses, view.rng)
+    if algorithm.per_token:
+        batch = batch.per_token()
     return Step(algorithm, view, drawn, batch, signal(view, batch))
+
+
+def length_by_prompt(policy: Policy) -> np.ndarray:
+    """Expected length of the responses to each context's prompt, (contexts, seeds)."""
+    tree, d = policy.tree, policy.flat_occupancy
+    prompt = tree_prompts(tree)
+    total = np.stack([d[prompt == i].sum(axis=0) for i in range(tree.prompts)])
+    return (total / d[: tree.prompts])[prompt]
+
+
+def parts(step: Step) -> list[Step]:
+    """The step's updates: itself, or one step for each minibatch of whole prompts."""
+    count, batch = step.algorithm.minibatches, step.batch
+    if count == 1 or batch is None:
+        return [step]
+    batches = [batch.part(i, count) for i in range(count)]
+    signal = step.algorithm.signal
+    return [Step(step.algorithm, step.view, step.drawn, b, signal(step.view, b)) for b in batches]
 
 
 def gradient(
@@ -147,27 +179,28 @@ def steps(
     count: int,
     *,
     seed: Any = 0,
-) -> Iterator[tuple[Snapshot, np.ndarray]]:
-    """Yield (snapshot, parameters) before the first step and after each of ``count``.
+) -> Iterator[Snapshot]:
+    """Yield a snapshot before the first step and after each of ``count``.
 
     ``theta`` has the seeds last; every seed is a run of its own with its own draws.
     """
     rng = np.random.default_rng(seed)
     history, state = [theta], None
     policy = policy_of(student, theta)
-    yield Snapshot(0, world, policy, policy, policy, np.ones(theta.shape[-1])), theta
+    yield Snapshot(0, world, theta, policy, policy, policy, np.ones(theta.shape[-1]))
     for k in range(count):
         rollout = algorithm.rollout.policy(student, history, policy, rng)
         view = View(world, rollout, policy, rng, k, count, algorithm.responses is None)
-        step, before, kept = begin_step(algorithm, view), policy, np.zeros(view.seeds)
-        for _ in range(algorithm.epochs):
+        updates = parts(begin_step(algorithm, view)) * algorithm.epochs
+        before, kept = policy, np.zeros(view.seeds)
+        for step in updates:
             g, share = step.gradient(student, policy)
             change, state = algorithm.optimiser.step(student, policy, g, state)
             theta = theta + change
             policy = policy_of(student, theta)
-            kept = kept + share / algorithm.epochs
+            kept = kept + share / len(updates)
         history = [*history, theta][-algorithm.rollout.memory :]
-        yield Snapshot(k + 1, world, rollout, before, policy, kept), theta
+        yield Snapshot(k + 1, world, theta, rollout, before, policy, kept)
 
 
 @dataclass(frozen=True)
@@ -200,14 +233,15 @@ def train(
     """
     at: list[int] = []
     rows: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for snapshot, parameters in steps(world, student, theta, algorithm, count, seed=seed):
-        if not np.isfinite(parameters).all():
+    for snapshot in steps(world, student, theta, algorithm, count, seed=seed):
+        theta = snapshot.theta
+        if not np.isfinite(theta).all():
             raise FloatingPointError(f"step {snapshot.step}: a parameter is no longer finite")
         if snapshot.step % every == 0 or snapshot.step == count:
             at.append(snapshot.step)
             for name, measure in measures.items():
                 rows[name].append(np.broadcast_to(measure(snapshot), (snapshot.seeds,)))
-    return History(np.array(at), {name: np.stack(values) for name, values in rows.items()}, parameters)
+    return History(np.array(at), {name: np.stack(values) for name, values in rows.items()}, theta)
 
 
 def _log(x: np.ndarray) -> np.ndarray:
