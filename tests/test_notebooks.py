@@ -19,7 +19,7 @@ EXPECTED = {
     "audit", "dppo", "dynamics", "errata", "gradients", "long_horizon", "opd", "real_models", "topd", "trm", "tropd",
     "your_claim",
 }  # fmt: skip
-SECONDS = 60  # twice what a notebook may take on one quiet core
+SECONDS = 120  # half a minute is the aim on a quiet core; loading a language model for the first time takes longer
 ONE_CORE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 pytestmark = pytest.mark.notebook
