@@ -45,13 +45,16 @@ def _log_square(s: Any) -> Any:
 
 
 def _stationary_point() -> Evidence:
-    """w(t) = log t − 2(1 − 1/t) vanishes at t* = −2/W₀(−2e⁻²) in (2, e²), and C* = log²t*/(t* − 1), as balls."""
+    """w(t) = log t − 2(1 − 1/t) vanishes at t* = −2/W₀(−2e⁻²) in (2, e²); C* = log²t*/(t* − 1), in balls."""
     t = -2 / (-2 * flint.arb(-2).exp()).lambertw()
     root = t.log() - 2 * (1 - 1 / t)
     constant = t.log() ** 2 / (t - 1)
     inside = t > 2 and t < flint.arb(2).exp()
     agree = constant.overlaps(bounds.variance_constant(flint.arb(1)))
-    detail = f"t* = {t.mid().str(12, radius=False)} in (2, e²), w(t*) = 0 ± {float(root.rad()):.0e}, C* = {constant.mid().str(12, radius=False)}"
+    detail = (
+        f"t* = {t.mid().str(12, radius=False)} in (2, e²), w(t*) = 0 ± {float(root.rad()):.0e}, C* = "
+        f"{constant.mid().str(12, radius=False)}"
+    )
     return Evidence("check", bool(inside and root.contains(0) and agree), detail)
 
 
@@ -65,27 +68,51 @@ def _quoted_regime() -> tuple[bool, str]:
 
 
 @claim(
-    "topd.thm4.2", TOPD, "Theorem 4.2, Eqs 10, 16–32", "Bounded gradient variance",
-    space=STATES, relation="<=", sharpness="loose", corrected_by=("topd.thm4.2-sharp",), depends_on=("topd.lemma28",),
-    proof=f"{PROOFS}#thm4-2", checks=(_stationary_point,),
+    "topd.thm4.2",
+    TOPD,
+    "Theorem 4.2, Eqs 10, 16–32",
+    "Bounded gradient variance",
+    space=STATES,
+    relation="<=",
+    sharpness="loose",
+    corrected_by=("topd.thm4.2-sharp",),
+    depends_on=("topd.lemma28",),
+    proof=f"{PROOFS}#thm4-2",
+    checks=(_stationary_point,),
     lemmas=(balls.lemma("log²t ≤ C(t − 1) on [1, e⁴⁰]", _log_square, [(0, 40)], zeros=[0], order=1),),
     vacuous_as_quoted=_quoted_regime,
-    useful_when="the vocabulary is small: the bound grows like |V| where the truth, K(α), does not depend on it",
+    useful_when="the vocabulary is small: the bound grows like |V| where the "
+    "truth, K(α), does not depend on it",
     hypotheses=("‖∇log π‖ ≤ M; here M² = 2, one free logit a token",),
-    sketch="Var ≤ second moment ≤ M² E_p[r̃²], and E_p[r̃²] is a sum of |V| terms p log²(αq/p + 1 − α), each at most max{log²(1−α), C*α}. The terms "
+    sketch="Var ≤ second moment ≤ M² E_p[r̃²], and E_p[r̃²] is a sum of |V| terms p log²(αq/p + 1 − α), "
+    "each at most max{log²(1−α), C*α}. The terms "
     "cannot all be large at once (their p sum to 1), which is where the factor |V| is lost.",
     latex=r"\mathrm{Var}(\tilde g)\le M^2|\mathcal V|\max\{\log^2(1-\alpha),C^*\alpha\}",
     mutants=(
-        Mutant("no vocabulary, no maximum", "dies", "log²(1−α) alone is exceeded when a rare token gains",
-               {"sides": lambda x: (x.topd_second_moment(x.alpha), log(1 - x.alpha) ** 2)}),
-        Mutant("no vocabulary", "dies", "K(α) exceeds either branch where the two are of one size",
-               {"sides": lambda x: (x.topd_second_moment(x.alpha), bounds.topd_term_bound(x.alpha))}),
-        Mutant("two in place of the vocabulary", "survives", "K(α) ≤ log²(1−α) + C*α ≤ twice the maximum",
-               {"sides": lambda x: (x.topd_second_moment(x.alpha), 2 * bounds.topd_term_bound(x.alpha))}),
+        Mutant(
+            "no vocabulary, no maximum",
+            "dies",
+            "log²(1−α) alone is exceeded when a rare token gains",
+            {"sides": lambda x: (x.topd_second_moment(x.alpha), log(1 - x.alpha) ** 2)},
+        ),
+        Mutant(
+            "no vocabulary",
+            "dies",
+            "K(α) exceeds either branch where the two are of one size",
+            {"sides": lambda x: (x.topd_second_moment(x.alpha), bounds.topd_term_bound(x.alpha))},
+        ),
+        Mutant(
+            "two in place of the vocabulary",
+            "survives",
+            "K(α) ≤ log²(1−α) + C*α ≤ twice the maximum",
+            {"sides": lambda x: (x.topd_second_moment(x.alpha), 2 * bounds.topd_term_bound(x.alpha))},
+        ),
     ),
-)  # fmt: skip
+)
 def variance(x: Any) -> tuple[Any, Any]:
-    """The variance of r̃ ∇log π at a context is at most M²·|V|·max{log²(1−α), C*α}, C* = log²t*/(t*−1), t* = −2/W₀(−2e⁻²)."""
+    """The variance of r̃ ∇log π at a context is at most M²·|V|·max{log²(1−α), C*α}, C* = log²t*/(t*−1), t* =
+    −2/W₀(−2e⁻²).
+    """
     return x.topd_gradient_variance(x.alpha), x.vocab * _SCORE2 * bounds.topd_term_bound(x.alpha)
 
 
@@ -97,38 +124,61 @@ def _term(s: Any) -> Any:
 
 
 def _crossings() -> Evidence:
-    """The α at which the two branches are equal: with the exact supremum of the second one, and as printed."""
+    """The α at which both branches are equal: with the exact supremum of the second one, and as printed."""
     exact = brentq(lambda a: np.log1p(-a) ** 2 - bounds.topd_positive_supremum(a), 0.1, 0.9, xtol=1e-13)
     printed = brentq(lambda a: np.log1p(-a) ** 2 - bounds.variance_constant() * a, 0.1, 0.9, xtol=1e-13)
     grid = np.linspace(0.001, 0.999, 500)
     below = bool((bounds.topd_positive_supremum(grid) < bounds.variance_constant() * grid).all())
     small = float(bounds.topd_positive_supremum(1e-7) / (bounds.variance_constant() * 1e-7))
-    detail = (f"branches cross at α = {exact:.10f} (value {np.log1p(-exact) ** 2:.5f}), as printed at {printed:.10f}; exact second branch below "
-              f"C*α on (0, 1), ratio {small:.6f} at α = 1e-7")  # fmt: skip
+    detail = (
+        f"branches cross at α = {exact:.10f} (value {np.log1p(-exact) ** 2:.5f}), as printed at "
+        f"{printed:.10f}; exact second branch below "
+        f"C*α on (0, 1), ratio {small:.6f} at α = 1e-7"
+    )
     return Evidence("check", exact < printed and below and abs(small - 1) < 1e-3, detail)
 
 
 @claim(
-    "topd.lemma28", TOPD, "Eqs 18–28", "Single-token supremum",
-    space=TOKEN, relation="<=", sharpness="tight", proof=f"{SHARP}#topd-lemma28", checks=(_crossings,),
+    "topd.lemma28",
+    TOPD,
+    "Eqs 18–28",
+    "Single-token supremum",
+    space=TOKEN,
+    relation="<=",
+    sharpness="tight",
+    proof=f"{SHARP}#topd-lemma28",
+    checks=(_crossings,),
     lemmas=(balls.lemma("log²t ≤ C(t − 1) on [1, e⁴⁰]", _log_square, [(0, 40)], zeros=[0], order=1),),
     corrected_by=("topd.lemma28/case2",),
-    sketch="q < p: αq/p + 1 − α lies in (1 − α, 1), so the square is below log²(1−α), approached as q → 0, p → 1. q ≥ p: the ratio is at most 1/p, and "
-    "log²(1 + αu)/u has its maximum C*α at αu = t* − 1. Dropping −α there costs something: the second branch is no supremum.",
+    sketch="q < p: αq/p + 1 − α lies in (1 − α, 1), so the square is below log²(1−α), approached as q → 0, "
+    "p → 1. q ≥ p: the ratio is at most 1/p, and "
+    "log²(1 + αu)/u has its maximum C*α at αu = t* − 1. Dropping −α there costs something: the "
+    "second branch is no supremum.",
     latex=r"\sup_{p,q}p\log^2(\alpha q/p+1-\alpha)\le\max\{\log^2(1-\alpha),C^*\alpha\}",
     mutants=(
-        Mutant("first branch only", "dies", "rare tokens the teacher likes", {"sides": lambda s: (_term(s), log(1 - s.alpha) ** 2)}),
-        Mutant("second branch only", "dies", "common tokens the teacher refuses",
-               {"sides": lambda s: (_term(s), bounds.variance_constant(s.alpha) * s.alpha)}),
+        Mutant(
+            "first branch only",
+            "dies",
+            "rare tokens the teacher likes",
+            {"sides": lambda s: (_term(s), log(1 - s.alpha) ** 2)},
+        ),
+        Mutant(
+            "second branch only",
+            "dies",
+            "common tokens the teacher refuses",
+            {"sides": lambda s: (_term(s), bounds.variance_constant(s.alpha) * s.alpha)},
+        ),
     ),
-)  # fmt: skip
+)
 def token_supremum(s: Any) -> tuple[Any, Any]:
     """For one token, p·log²(αq/p + 1 − α) ≤ max{log²(1−α), C*α} for all p, q in (0, 1)."""
     return _term(s), bounds.topd_term_bound(s.alpha)
 
 
 def _tangent_weight(s: Any) -> Any:
-    """The α at which the maximum over the ratio x sits at log(1 − α + αx) = s: 2(t − 1 + α) = t log t with t = eˢ."""
+    """The α at which the maximum over the ratio x sits at log(1 − α + αx) = s: 2(t − 1 + α) = t log t with t
+    = eˢ.
+    """
     return 1 - exp(s) * (1 - s / 2)
 
 
@@ -141,13 +191,23 @@ def _tangent_is_lambert() -> Evidence:
 
 
 @claim(
-    "topd.lemma28/case2", TOPD, "Eqs 21–27", "Exact supremum where the teacher gains",
-    space=spaces.scalars(p=LogBox((), 1e-4, 0.9999), share=(0.0, 1.0), s=(1.6, 1.99)), relation="<=", nature="ours", sharpness="tight",
-    proof=f"{SHARP}#topd-lemma28", checks=(_tangent_is_lambert,),
-    sketch="With x = q/p ≥ 1 the term is at most log²(1−α+αx)/x, q = 1 being best; the maximum over x solves 2(t−1+α) = t log t for t = 1 − α + αx. "
+    "topd.lemma28/case2",
+    TOPD,
+    "Eqs 21–27",
+    "Exact supremum where the teacher gains",
+    space=spaces.scalars(p=LogBox((), 1e-4, 0.9999), share=(0.0, 1.0), s=(1.6, 1.99)),
+    relation="<=",
+    nature="ours",
+    sharpness="tight",
+    proof=f"{SHARP}#topd-lemma28",
+    checks=(_tangent_is_lambert,),
+    sketch="With x = q/p ≥ 1 the term is at most log²(1−α+αx)/x, q = 1 being best; the maximum over x "
+    "solves 2(t−1+α) = t log t for t = 1 − α + αx. "
     "Here α is given through s = log t.",
-    latex=r"\sup_{q\ge p}p\log^2(\alpha q/p+1-\alpha)=\frac{2\alpha\log t}{t},\quad t=e^{2+W_0(-2(1-\alpha)e^{-2})}",
-)  # fmt: skip
+    latex=r"\sup_{q\ge p}p\log^2(\alpha "
+    r"q/p+1-\alpha)=\frac{2\alpha\log t}{t},\quad "
+    r"t=e^{2+W_0(-2(1-\alpha)e^{-2})}",
+)
 def gaining_token(x: Any) -> tuple[Any, Any]:
     """For q ≥ p (q = p + share·(1 − p)), p·log²(αq/p + 1 − α) ≤ 2αs/eˢ, where s = 2 + W₀(−2(1−α)e⁻²)."""
     q, alpha = x.p + x.share * (1 - x.p), _tangent_weight(x.s)
@@ -163,7 +223,10 @@ def _rates() -> Evidence:
     large = [float(bounds.topd_second_moment(1 - a)) for a in (1e-2, 1e-6, 1e-12)]
     limit = bounds.variance_constant()
     ok = abs(small[-1] - limit) < 1e-3 and large[0] < large[1] < large[2] and large[2] > 100
-    detail = f"K(α)/α = {small[0]:.4f}, {small[1]:.4f}, {small[2]:.4f} → C* as α → 0; K(1−α) = {large[0]:.1f}, {large[1]:.0f}, {large[2]:.0f}"
+    detail = (
+        f"K(α)/α = {small[0]:.4f}, {small[1]:.4f}, {small[2]:.4f} → C* as α → 0; K(1−α) = {large[0]:.1f}, "
+        f"{large[1]:.0f}, {large[2]:.0f}"
+    )
     return Evidence("check", ok, detail + " at α = 1e-2, 1e-6, 1e-12")
 
 
@@ -180,37 +243,72 @@ def _both_directions() -> Evidence:
     state = SingleState(p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True))
     mixed, plain = _noise_to_signal(state, np.full(4000, 0.1))
     better, ratio = float(np.mean(mixed < plain)), mixed / plain
-    detail = f"α = 0.1: relative noise falls at {better:.0%} of 4000 random contexts, ratio from {ratio.min():.2g} to {ratio.max():.2g}"
+    detail = (
+        f"α = 0.1: relative noise falls at {better:.0%} of 4000 random contexts, ratio from "
+        f"{ratio.min():.2g} to {ratio.max():.2g}"
+    )
     return Evidence("check", 0.0 < better < 1.0, detail)
 
 
 @claim(
-    "topd.rem4.3", TOPD, "Remark 4.3", "α controls the variance",
-    space=STATES, relation="<=", sharpness="asymptotic", checks=(_rates,), depends_on=("topd.thm4.2-sharp",), proof=f"{PROOFS}#rem4-3",
-    sketch="E_p[r̃²] ≤ K(α) ≤ log²(1−α) + C*α, which vanishes like α uniformly over students, teachers and vocabularies; the lower order is real, "
+    "topd.rem4.3",
+    TOPD,
+    "Remark 4.3",
+    "α controls the variance",
+    space=STATES,
+    relation="<=",
+    sharpness="asymptotic",
+    checks=(_rates,),
+    depends_on=("topd.thm4.2-sharp",),
+    proof=f"{PROOFS}#rem4-3",
+    sketch="E_p[r̃²] ≤ K(α) ≤ log²(1−α) + C*α, which vanishes like α uniformly over students, teachers and "
+    "vocabularies; the lower order is real, "
     "since K(α) is attained. As α → 1 the bound diverges with log²(1−α), and so does what it bounds.",
     latex=r"\mathbb{E}_p[\tilde r^2]\le\log^2(1-\alpha)+C^*\alpha",
     useful_when="the scale of the gradient matters: the mean shrinks with α too, see topd.rem4.3/noise",
     mutants=(
-        Mutant("quadratic in α", "dies", "the rate α is attained", {"sides": lambda x: (x.topd_second_moment(x.alpha), 4 * log(1 - x.alpha) ** 2)}),
-        Mutant("linear part only", "dies", "a teacher that refuses a common token costs log²(1−α)",
-               {"sides": lambda x: (x.topd_second_moment(x.alpha), bounds.variance_constant(x.alpha) * x.alpha)}),
+        Mutant(
+            "quadratic in α",
+            "dies",
+            "the rate α is attained",
+            {"sides": lambda x: (x.topd_second_moment(x.alpha), 4 * log(1 - x.alpha) ** 2)},
+        ),
+        Mutant(
+            "linear part only",
+            "dies",
+            "a teacher that refuses a common token costs log²(1−α)",
+            {"sides": lambda x: (x.topd_second_moment(x.alpha), bounds.variance_constant(x.alpha) * x.alpha)},
+        ),
     ),
-)  # fmt: skip
+)
 def controls(x: Any) -> tuple[Any, Any]:
     """For every context E_p[r̃²] ≤ log²(1−α) + C*α: of order α as α → 0, divergent as α → 1."""
     return x.topd_second_moment(x.alpha), bounds.topd_second_moment_simple(x.alpha)
 
 
 @claim(
-    "topd.rem4.3/noise", TOPD, "Remark 4.3, read as less noise", "Mixing lowers the noise relative to the signal",
-    space=spaces.single_states(full_support=True, vocab=(2, 3), extra={"alpha": (0.02, 0.5)}), relation="<=", checks=(_both_directions,),
-    sketch="Both the variance and the mean shrink with α. To first order r̃ = α(ρ − 1): what remains is the noise of the ratio itself, which may be "
-    "larger or smaller, relative to its mean, than that of log ρ. An optimiser that rescales gradients sees only this quotient.",
-    latex=r"\frac{\mathrm{Var}(\tilde g)}{\|\mathbb{E}\tilde g\|^2}\le\frac{\mathrm{Var}(g)}{\|\mathbb{E}g\|^2}",
-    note="A reading, not the paper's wording; recorded because AdamW and z-scored advantages make updates insensitive to the scale that α controls.",
-)  # fmt: skip
+    "topd.rem4.3/noise",
+    TOPD,
+    "Remark 4.3, read as less noise",
+    "Mixing lowers the noise relative to the signal",
+    space=spaces.single_states(full_support=True, vocab=(2, 3), extra={"alpha": (0.02, 0.5)}),
+    relation="<=",
+    checks=(_both_directions,),
+    sketch="Both the variance and the mean shrink with α. To first order r̃ = α(ρ − 1): what remains is the "
+    "noise of the ratio itself, which may be "
+    "larger or smaller, relative to its mean, than that of log ρ. An optimiser that rescales "
+    "gradients sees only this quotient.",
+    latex=(
+        r"\frac{\mathrm{Var}(\tilde g)}{\|\mathbb{E}\tilde g\|^2}\le"
+        r"\frac{\mathrm{Var}(g)}{\|\mathbb{E}g\|^2}"
+    ),
+    note="A reading, not the paper's wording; recorded because AdamW and z-scored advantages make updates "
+    "insensitive to the scale that α controls.",
+)
 def relative_noise(x: Any) -> tuple[Any, Any]:
-    """The variance of r̃ ∇log π divided by its squared mean is at most that of r ∇log π (written without quotients)."""
-    return x.topd_gradient_variance(x.alpha) * x.opd_gradient_norm2, x.opd_gradient_variance * x.topd_gradient_norm2(x.alpha)
-
+    """The variance of r̃ ∇log π divided by its squared mean is at most that of r ∇log π (written without
+    quotients).
+    """
+    return x.topd_gradient_variance(
+        x.alpha
+    ) * x.opd_gradient_norm2, x.opd_gradient_variance * x.topd_gradient_norm2(x.alpha)
