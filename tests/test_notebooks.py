@@ -16,10 +16,12 @@ pytest.importorskip("ipykernel")
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 EXPECTED = {
-    "audit", "dppo", "dynamics", "errata", "gradients", "long_horizon", "opd", "real_models", "topd", "trm", "tropd",
-    "your_claim",
+    "audit", "dppo", "dynamics", "errata", "gradients", "long_horizon", "opd", "real_models", "topd", "trm",
+    "tropd", "your_claim",
 }  # fmt: skip
-SECONDS = 120  # half a minute is the aim on a quiet core; loading a language model for the first time takes longer
+SECONDS = (
+    120  # half a minute is the aim on a quiet core; loading a language model for the first time takes longer
+)
 ONE_CORE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 pytestmark = pytest.mark.notebook
@@ -43,7 +45,9 @@ def test_is_stored_executed_and_asserts(path: Path) -> None:
     nbformat.validate(notebook)
     code = _code(notebook)
     assert any(re.search(r"^\s*assert ", cell.source, re.MULTILINE) for cell in code), "no number is asserted"
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "not executed from top to bottom"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
+        "not executed from top to bottom"
+    )
     assert all(cell.outputs for cell in code if "print(" in cell.source or "plt.subplots" in cell.source)
     kinds = {output.output_type for cell in code for output in cell.outputs}
     assert "error" not in kinds, "a stored output is a traceback"
@@ -81,4 +85,6 @@ def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failing_cell_is_noticed() -> None:
     cell = nbformat.v4.new_code_cell("assert 1 + 1 == 3")
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="AssertionError"):
-        nbclient.NotebookClient(nbformat.v4.new_notebook(cells=[cell]), timeout=SECONDS, kernel_name="python3").execute()
+        nbclient.NotebookClient(
+            nbformat.v4.new_notebook(cells=[cell]), timeout=SECONDS, kernel_name="python3"
+        ).execute()
