@@ -8,6 +8,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from opdtheory.audit import audit_logs
@@ -248,3 +250,54 @@ def test_bad_options_exit_2_with_one_line(options, word, tmp_path):
 def test_a_missing_file_exits_2(tmp_path):
     result = CliRunner().invoke(app, ["audit", str(tmp_path / "none.jsonl")])
     assert result.exit_code == 2 and "none.jsonl: no such file" in result.stderr
+
+
+NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3))
+VALUES = st.recursive(
+    NUMBERS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=8,
+)
+NAMES = (
+    "tokens log_probs rollout_log_probs teacher_log_probs response_mask rewards advantages group id "
+    "response_length rollout_topk_ids rollout_topk_log_probs token_ids logprobs choices meta_info "
+    "outputs sample_loss_mask token_loss_mask generation_logprobs token_texts entropy"
+)
+KEYS = st.sampled_from(NAMES.split())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(KEYS, VALUES, max_size=5), min_size=1, max_size=4))
+def test_no_record_crashes_the_audit(tmp_path, records):
+    """Whatever stands under the known keys, alone or in a good record, gives a report and one-line errors."""
+    good = GOOD | {"group": 1, "rewards": 0.5, "advantages": [1.0, -1.0]}
+    text = "".join(
+        json.dumps(r) + "\n" + json.dumps(good | r) + "\n" + json.dumps(good) + "\n" for r in records
+    )
+    path = write(tmp_path / "a.jsonl", text)
+    report = audit_logs(path, strict=False, reward_range=(0, 1))
+    assert report.state.sequence_count >= len(records)  # the good ones
+    assert all("\n" not in e and "a.jsonl" in e for e in report.errors)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([b"", b"PAR1", b"PK\x03\x04", b'{"a": ', b"[", b"\x80\x04", b"\x10\0\0\0\0\0\0\0{"]),
+    st.binary(max_size=60),
+)
+def test_no_bytes_crash_the_audit(tmp_path, head, tail):
+    report = audit_logs(write(tmp_path / "a.bin", head + tail), strict=False)
+    assert all("\n" not in e for e in report.errors)
+    assert report.errors or report.state.sequence_count == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2000), st.binary(min_size=1, max_size=8), st.sampled_from(["npz", "safetensors"]))
+def test_damaged_archives_do_not_crash_the_audit(tmp_path, at, patch, kind):
+    path = (files.npz if kind == "npz" else files.safetensors)(tmp_path)
+    data = bytearray(path.read_bytes())
+    at %= len(data)
+    data[at : at + len(patch)] = patch
+    report = audit_logs(write(path, bytes(data)), strict=False)
+    assert all("\n" not in e for e in report.errors)

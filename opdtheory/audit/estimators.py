@@ -81,6 +81,7 @@ def _pairs(f: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Law, 
     return value
 
 
+GAMMA = 0.9
 _FORWARD, _REVERSE = (lambda p, q: float(d.kl(p, q))), (lambda p, q: float(d.kl(q, p)))
 ESTIMATORS: tuple[Estimator, ...] = (
     Estimator(
@@ -216,6 +217,14 @@ ESTIMATORS: tuple[Estimator, ...] = (
         "a lower bound",
         lambda p, q: float((p * np.abs(p - q)).sum()),
         lambda p, q: float(d.tv(p, q)),
+    ),
+    Estimator(
+        "return of the second token, length_normalization=False",
+        "TRL MiniLLM",
+        "r₂, discounted from its own position",
+        "γ·r₂: the discount counts from the start (γ = 0.9)",
+        lambda p, q: -GAMMA * float(d.kl(p, q)),
+        lambda p, q: -float(d.kl(p, q)),
     ),
     Estimator(
         "gradient of k1 used as a loss",

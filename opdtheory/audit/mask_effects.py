@@ -17,6 +17,8 @@ from opdtheory.audit.sampled import Drawn
 
 DEFAULT_SUM_K3 = 0.05
 OPSM_DELTAS = (0.5, 1e-4)
+TRM_MAX = 0.69
+"""The source of trust region masking gives no number; here a ratio may not leave [½, 2]."""
 
 
 @dataclass
@@ -65,10 +67,10 @@ def keep_masks(
         for cap in (2.0, 3.0, 5.0):
             kept = masks.truncated_ratio(pi, mu, response, cap=cap) < cap
             tokens(f"truncation_cap_{cap:g}", kept & response, cap=cap)
-        sequences("trm_max", masks.trm(pi, mu, response, delta_max=0.05), delta_max=0.05)
+        sequences("trm_max", masks.trm(pi, mu, response, delta_max=TRM_MAX), delta_max=TRM_MAX)
         sequences("trm_avg", masks.trm(pi, mu, response, delta_avg=1e-3), delta_avg=1e-3)
-        both = masks.trm(pi, mu, response, delta_max=0.05, delta_avg=1e-3)
-        sequences("trm_both", both, delta_max=0.05, delta_avg=1e-3)
+        both = masks.trm(pi, mu, response, delta_max=TRM_MAX, delta_avg=1e-3)
+        sequences("trm_both", both, delta_max=TRM_MAX, delta_avg=1e-3)
         sequences("sum_k3", masks.sum_k3(pi, mu, response, delta=sum_k3), delta=sum_k3)
         if "kl_rollout_train" in exact:
             kl = batch.padded(exact["kl_rollout_train"])

@@ -233,6 +233,11 @@ class Report:
 
 def build(outcome: Outcome, settings: Settings) -> Report:
     """The report of a finished stream."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _build(outcome, settings)
+
+
+def _build(outcome: Outcome, settings: Settings) -> Report:
     known = {} if settings.token_texts is None or settings.redact else texts.load(settings.token_texts)
     numbers = metrics(outcome.total, settings)
     numbers |= compat.metrics(outcome.total, settings, numbers)

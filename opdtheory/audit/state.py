@@ -68,6 +68,11 @@ class State:
 
     def update(self, batch: Batch, settings: Settings) -> State:
         """Add a batch, in place; returns self."""
+        # absurd values overflow to infinity, which is what they are worth
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._update(batch, settings)
+
+    def _update(self, batch: Batch, settings: Settings) -> State:
         self.sequence_count += batch.size
         self.token_count += len(batch.tokens)
         self.longest = max(self.longest, int(batch.lengths.max(initial=0)))

@@ -10,6 +10,8 @@ import numpy as np
 from opdtheory.audit.kernels import numpy_rows
 
 STATISTICS = numpy_rows.STATISTICS
+SMALL = 1 << 21
+"""Fewer logits than this are left to numpy."""
 
 
 def available() -> tuple[str, ...]:
@@ -51,7 +53,8 @@ def pair_statistics(
     if p.dtype != q.dtype or p.dtype not in (np.float32, np.float64):
         wide = np.float64 if np.float64 in (p.dtype, q.dtype) else np.float32
         p, q = p.astype(wide), q.astype(wide)
-    choice = backend or available()[0]
+    # compiling takes seconds; the choice depends on the size alone, so that every process makes the same one
+    choice = backend or (available()[0] if p.size >= SMALL else "numpy")
     if choice == "numba":
         from opdtheory.audit.kernels import numba_rows
 

@@ -86,8 +86,14 @@ def sequence(record: Mapping[str, Any], source: str, where: str, group: str | No
                 f"{length} as in the log-probabilities",
             )
         tokens = tokens[len(tokens) - length :]
-    if columns_in.get("sample_mask") is not None and not float(columns_in["sample_mask"]):
-        mask = np.zeros(length, dtype=bool)
+    sample = columns_in.get("sample_mask")
+    if sample is not None:
+        if not _is_number(sample) and not isinstance(sample, bool):
+            raise InputError(
+                source, f"{where}, key 'sample_mask'", f"{str(sample)[:40]!r}", "a number or boolean"
+            )
+        if not sample:
+            mask = np.zeros(length, dtype=bool)
     advantage = columns_in.get("advantages")
     if advantage is not None and _is_number(advantage):
         columns["advantages"] = np.full(length, float(advantage))
