@@ -248,5 +248,8 @@ def test_the_recorded_collapse_study_says_what_its_report_says() -> None:
     for mismatch in ("none", "flips", "stale"):
         bad = rows[mismatch, "PG-IS", 0.2]
         assert bad["final_worst"] < rows[mismatch, "CISPO", 0.2]["final_worst"]
-    assert rows["flips", "PG-IS", 0.2]["collapsed"] > rows["flips", "DPPO binary KL", 0.2]["collapsed"]
+        assert bad["collapsed"] > rows[mismatch, "DPPO binary KL", 0.2]["collapsed"]
+        assert max(rows[mismatch, "CISPO", rate]["collapsed"] for rate in (0.05, 0.2, 0.8)) == 0
+        # the smallest mask does not do
+        assert rows[mismatch, "negative drop 0.5", 0.8]["collapsed"] > 0.1
     assert rows["none", "MiniRL", 0.2]["final_mean"] == rows["none", "GRPO clip-higher", 0.2]["final_mean"]

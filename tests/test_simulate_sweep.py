@@ -127,6 +127,7 @@ def test_the_collapse_experiment_runs_and_resumes(tmp_path: Path) -> None:
         "rates": [0.2],
         "seeds": 2,
         "steps": 4,
+        "worlds": [0],
         "prompts": 2,
         "features": 4,
     }

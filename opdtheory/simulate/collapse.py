@@ -18,7 +18,7 @@ from opdtheory.simulate.train import Algorithm, train
 from opdtheory.simulate.weights import NegativeDrop, Unified, Weight
 from opdtheory.tabular import Reward, TokenTree
 
-__all__ = ["METHODS", "MISMATCHES", "collapse_cell", "collapse_report"]
+__all__ = ["METHODS", "MISMATCHES", "collapse_cell", "collapse_report", "pooled"]
 
 METHODS: Mapping[str, Weight] = {
     "PG-IS": Unified("pg_is"),
@@ -95,22 +95,45 @@ def collapse_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     )
     j = run["J"]
     return {
-        "start": float(j[0].mean()),
-        "final_mean": float(j[-1].mean()),
-        "final_worst": float(np.quantile(j[-1], 0.05)),
-        "collapsed": float(np.mean(j[-1] < 0.7 * j.max(axis=0))),
+        **_summary(j),
         "entropy": float(run["entropy"][-1].mean()),
         "kept": float(run["kept"][1:].mean()),
         "violation": float(run["violation"][1:].mean()),
         "mismatch_tv": float(run["mismatch_tv"][1:].mean()),
-        "curve": j.mean(axis=1).tolist(),
-        "worst_curve": np.quantile(j, 0.05, axis=1).tolist(),
         "at": run.at.tolist(),
+        "returns": j.tolist(),
     }
 
 
+def _summary(j: np.ndarray) -> dict[str, float]:
+    """Of expected rewards (records, runs): mean, 5th percentile and share of collapsed runs at the end."""
+    return {
+        "final_mean": float(j[-1].mean()),
+        "final_worst": float(np.quantile(j[-1], 0.05)),
+        "collapsed": float(np.mean(j[-1] < 0.7 * j.max(axis=0))),
+    }
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per mismatch, method and rate: all runs of all worlds together."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["mismatch"], row["method"], row["rate"]), []).append(row)
+    out = []
+    for (mismatch, method, rate), members in groups.items():
+        j = np.concatenate([np.array(row["returns"]) for row in members], axis=1)
+        means = {
+            key: float(np.mean([row[key] for row in members]))
+            for key in ("entropy", "kept", "violation", "mismatch_tv")
+        }
+        curves = {"curve": j.mean(axis=1).tolist(), "worst_curve": np.quantile(j, 0.05, axis=1).tolist()}
+        head = {"mismatch": mismatch, "method": method, "rate": rate, "runs": j.shape[1]}
+        out.append({**head, **_summary(j), **means, "at": members[0]["at"], **curves})
+    return out
+
+
 def collapse_report(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of every method and mismatch the rate with the best worst case, and how the runs fare at each rate."""
+    """Of pooled rows: for every method and mismatch the rate with the best worst case, and the curves."""
     tuned: list[Mapping[str, Any]] = []
     for mismatch in dict.fromkeys(row["mismatch"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows):
@@ -130,8 +153,8 @@ def collapse_report(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 x="step",
                 y="expected reward, 5th percentile over runs",
                 estimated=[row["method"] for row in chosen],
-                caption=f"""Sampled runs ({chosen[0]["seeds"]} seeds a curve, {chosen[0]["epochs"]} updates a
-                batch, plain gradient, rate {middle:g}); each run's expected reward is exact. Rollout policy:
+                caption=f"""{chosen[0]["runs"]} sampled runs a curve, over several random worlds, plain
+                gradient of rate {middle:g}; each run's expected reward is exact. Rollout policy:
                 {MISMATCH_TEXT[mismatch]}.""",
             )
         )

@@ -138,9 +138,9 @@ def simulate(run: Run) -> dict[str, Any]:
         "mismatches": ["none", "flips", "stale"],
         "rates": [0.05, 0.2, 0.8],
         "epochs": 8,
-        "seeds": 32,
+        "seeds": 16,
         "steps": 80,
-        "seed": 0,
+        "worlds": [0, 1, 2],
         "prompts": 8,
         "vocab": 4,
         "horizon": 3,
@@ -151,15 +151,20 @@ def simulate(run: Run) -> dict[str, Any]:
 )
 def collapse(run: Run) -> dict[str, Any]:
     """Sweep methods, mismatches and learning rates; every cell is a batch of sampled runs."""
-    from opdtheory.simulate.collapse import collapse_cell, collapse_report
+    from opdtheory.simulate.collapse import collapse_cell, collapse_report, pooled
     from opdtheory.simulate.sweep import grid, sweep
 
     c = run.config
-    fixed = ("epochs", "seeds", "steps", "seed", "prompts", "vocab", "horizon", "features")
+    fixed = ("epochs", "seeds", "steps", "prompts", "vocab", "horizon", "features")
     cells = grid(
-        mismatch=c["mismatches"], method=c["methods"], rate=c["rates"], **{name: [c[name]] for name in fixed}
+        mismatch=c["mismatches"],
+        method=c["methods"],
+        rate=c["rates"],
+        seed=c["worlds"],
+        **{name: [c[name]] for name in fixed},
     )
     rows = sweep(
         collapse_cell, cells, run.folder("sweep"), jobs=c["jobs"], engine=c["engine"], resume=run.resume
     )
-    return {"rows": rows, **collapse_report(rows)}
+    together = pooled(rows)
+    return {"rows": together, **collapse_report(together)}
