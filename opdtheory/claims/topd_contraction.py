@@ -271,6 +271,7 @@ _PROMPTS: tuple[Size, ...] = tuple(
     space=spaces.teacher_students(sizes=_PROMPTS + spaces.SMALL[:3], full_support=False),
     relation="<=",
     sharpness="asymptotic",
+    proof=f"{PROOFS}#pinsker",
     sketch="Pinsker per prompt, ‖·‖₁ ≤ √(2KL), then Jensen for the square root over prompts. The KL must be "
     "that of whole responses.",
     latex=r"\|\epsilon_k\|_1\le\mathbb{E}_x\sqrt{2\mathrm{KL}_x}\le\sqrt{2\,\mathbb{E}_x\mathrm{KL}_x}",

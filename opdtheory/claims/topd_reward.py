@@ -22,6 +22,7 @@ from opdtheory.verification.registry import claim, entry
 ALPHA = {"alpha": (0.02, 0.98)}
 STATES = spaces.single_states(full_support=True, extra=ALPHA)
 STUDENTS = spaces.teacher_students(sizes=spaces.SMALL + spaces.WITH_EOS)
+PROOFS = "docs/proofs/topd.md"
 _SEED = 5
 
 
@@ -99,6 +100,7 @@ def _gradient_of_the_objective() -> Evidence:
         "supp student ⊆ supp teacher",
         "|y| ≤ T_max, which finite-logit softmax policies meet only by truncation",
     ),
+    proof=f"{PROOFS}#obj",
     sketch="Chain rule of KL: the log ratio of a response is the sum of its token log ratios, and its mean "
     "collects the occupancy of each "
     "context times KL(π‖π*) there; normalising the occupancy by its mass E|y| changes nothing.",
@@ -132,6 +134,7 @@ def _sequence_law(policy: Policy) -> Any:
     relation="<=",
     sharpness="tight",
     corrected_by=("topd.eq5/above",),
+    proof=f"{PROOFS}#eq5",
     sketch="αρ ≥ 0. Attained in the limit ρ → 0. There is no upper bound of this kind: see topd.eq5/above.",
     latex=r"\tilde r=\log(\alpha\rho+1-\alpha)\ge\log(1-\alpha)",
     mutants=(
@@ -157,6 +160,7 @@ def floor(x: Any) -> tuple[Any, Any]:
     relation="<=",
     nature="ours",
     sharpness="tight",
+    proof=f"{PROOFS}#eq5",
     sketch="q(y) ≤ 1 gives ρ ≤ 1/p(y); equality when the teacher puts everything on the token. As p(y) → 0 "
     "this grows without limit, so "
     "r̃ is bounded on one side only.",
@@ -212,6 +216,7 @@ def shrinks(s: Any) -> tuple[Any, Any]:
     nature="ours",
     sharpness="tight",
     depends_on=("topd.eq5/pointwise",),
+    proof=f"{PROOFS}#eq5",
     sketch="Pointwise |r̃| ≤ |r|; multiply the square by ‖∇log π‖² and average. Any parametrisation.",
     latex=r"\mathbb{E}\|\tilde g\|^2\le\mathbb{E}\|g\|^2",
 )
@@ -229,6 +234,7 @@ def second_moment(x: Any) -> tuple[Any, Any]:
     relation="<=",
     nature="ours",
     sharpness="tight",
+    proof=f"{PROOFS}#eq5",
     sketch="r̃ = log(αeʳ + 1 − α) has slope αeʳ/(αeʳ + 1 − α) in (0, 1) as a function of r, and Var φ(r) = "
     "½E(φ(r) − φ(r′))² ≤ Var r for a "
     "1-Lipschitz φ.",
@@ -306,6 +312,7 @@ def _normalised(s: Any) -> tuple[Any, Any]:
     corrected_by=("topd.eq6/normalised",),
     assumption="the geometric mixture is left unnormalised, so that it is no policy",
     unassumed={"sides": _normalised},
+    proof=f"{PROOFS}#eq6",
     sketch="α log q + (1−α) log p − log p = α log ρ. The mixture sums to Z = E_p[ρ^α] ≤ 1; normalised, its "
     "reward is α log ρ − log Z(s), which depends "
     "on the state and so matters for returns, though not for the immediate gradient (E∇log p = 0).",
@@ -325,6 +332,7 @@ def geometric(s: Any) -> tuple[Any, Any]:
     relation="<=",
     nature="ours",
     sharpness="tight",
+    proof=f"{PROOFS}#eq6",
     sketch="Hölder with exponents 1/α and 1/(1−α), or concavity of x^α: E_p[ρ^α] ≤ (E_p ρ)^α ≤ 1.",
     latex=r"Z(s)=\mathbb{E}_p[\rho^\alpha]\le1",
 )
@@ -356,6 +364,7 @@ entry(
     sharpness="identity",
     assumption="tokens are drawn from the full student: no top-p, no top-k",
     unassumed={"space": spaces.single_states()},
+    proof=f"{PROOFS}#eq5",
     sketch="E_p[ρ] = q(supp p). A truncated sampler leaves out tokens of the teacher: the mean ratio falls "
     "below one by the mass left out, and every "
     "reward computed from untruncated probabilities belongs to another sampler.",
@@ -379,6 +388,7 @@ entry(
     sides=_mean_reward,
     signed=True,
     nature="ours",
+    proof=f"{PROOFS}#eq5",
     sketch="Jensen: E_p log(αρ + 1 − α) ≤ log(α E_pρ + 1 − α) ≤ 0, since E_p ρ = q(supp p) ≤ 1. It is "
     "−KL(p‖αq + (1−α)p).",
     latex=r"\mathbb{E}_p[\tilde r]\le0",

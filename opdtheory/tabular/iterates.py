@@ -1,4 +1,4 @@
-"""Successive students of one state (or of whole responses read as single actions) on their way to a teacher."""
+"""Successive students of one state (or of responses read as single actions) on their way to a teacher."""
 
 from __future__ import annotations
 
