@@ -1,6 +1,12 @@
-"""Modules that need an optional package are searched for doctests only where it is installed."""
+"""Optional packages in the tests: where doctests are searched, and how GPU kernels run without a GPU."""
 
 import importlib.util
+import os
+from pathlib import Path
+
+# Triton decides when a kernel is defined whether it is interpreted; without a GPU it must be
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _NEEDS = {"triton": ["triton_rows.py"], "numba": ["numba_rows.py", "numba_math.py"]}
 collect_ignore = [
