@@ -96,6 +96,8 @@ def test_rollouts_do_not_depend_on_batching_and_repeat_with_the_seed(model, draw
         assert again.responses == drawn.responses
     other = TorchEngine(model).generate(PROMPTS, Sampler(max_tokens=9, seed=4), 2)
     assert other.responses != drawn.responses
+    same_prompt = [drawn.responses[i] for i in range(2)]
+    assert same_prompt[0] != same_prompt[1]
 
 
 def test_responses_end_at_the_end_token_and_nowhere_else(folder, drawn):

@@ -56,10 +56,12 @@ def _finite(values: Sequence[Any]) -> list[float]:
 
 
 def _lines(axes: Axes, data: Mapping[str, Any]) -> None:
-    for name, values in data["series"].items():
+    for i, (name, values) in enumerate(data["series"].items()):
         x = data.get("x") or range(len(values))
         line = "--" if name in data.get("estimated", ()) else "-"
-        axes.plot(list(x)[: len(values)], _finite(values), marker=".", linestyle=line, label=name)
+        # the ten colours repeat: another marker tells the second ten from the first
+        marker = ".x^"[i // 10 % 3]
+        axes.plot(list(x)[: len(values)], _finite(values), marker=marker, linestyle=line, label=name)
     axes.set_xlabel(data["x_label"])
     axes.set_ylabel(data["y_label"])
     if data.get("log"):
