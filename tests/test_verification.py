@@ -244,6 +244,14 @@ def test_status_follows_from_evidence_alone():
     assert own_status(AM_GM, []) == "undecided"
 
 
+def test_a_failed_check_of_a_refuted_claim_is_a_problem():
+    wrong = dataclasses.replace(AM_GM, id="wrong", sides=lambda s: (2 * s.x * s.y, s.x * s.x))
+    assert verify(wrong, "quick").problems == []
+    said = dataclasses.replace(wrong, checks=(lambda: Evidence("check", False, "only for x < y"),))
+    verdict = verify(said, "quick")
+    assert verdict.status == "refuted" and verdict.problems == ["check failed: only for x < y"]
+
+
 def test_what_rests_on_a_refuted_claim_is_conditional():
     base = ot.Claim(id="base", space=XY, sides=lambda s: (s.x, s.y))
     above = ot.Claim(id="above", space=XY, sides=lambda s: (s.x, s.x), depends_on=("base",))

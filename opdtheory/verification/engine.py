@@ -226,7 +226,10 @@ def verify(claim: Claim, effort: Effort = "default", seed: int = 0, replay: bool
     except SidesError as problem:
         verdict.evidence.append(Evidence("error", False, problem.problem))
         verdict.problems.append(problem.problem)
-    verdict.settle(own_status(claim, verdict.evidence))
+    status = own_status(claim, verdict.evidence)
+    if status == "refuted":  # a certificate decides alone, but what the entry says beside it must be true as well
+        verdict.problems += [f"{e.grade} failed: {e.detail}" for e in verdict.evidence if not e.ok]
+    verdict.settle(status)
     verdict.seconds = time.perf_counter() - begin
     return verdict
 
