@@ -333,7 +333,8 @@ class PolicyContrast:
             m, p = mu[:b, here], pi[:b, here]
             if self._positive:
                 return p * p / m
-            return np.where(m > 0, local.weigh(p, local.ratio(m, p)), self._zero)
+            # not `m > 0`: formal symbols have no order
+            return np.where(m != 0, local.weigh(p, local.ratio(m, p)), self._zero)
 
         seconds = flow.products(self.tree, squared, self._weights, mu)
         return self._expect(seconds, self._chi2)
