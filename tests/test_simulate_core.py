@@ -148,6 +148,41 @@ def test_masked_updates_equal_the_unified_gradient_on_tables() -> None:
         assert close(again.gradient(student, policy_of(student, theta))[0][..., 0], expected, FLOAT64), method
 
 
+def test_reward_tables_agree_with_responses_under_a_capped_ratio() -> None:
+    tree = TREES["eos"]
+    w, policy = world(tree, 6)
+    behavior = policy.tempered(0.3)
+    student = TabularStudent(tree)
+    theta = student.start(policy)
+    weight = Unified(masks.Method("capped", "none", cap=1.2))
+    found = {}
+    for signal in (Terminal("value"), Terminal("group"), Terminal("none"), Terminal(normalise=True)):
+        a = Algorithm(signal, weight, rollout=Rollout(temperature=0.3))
+        found[signal] = gradient(w, student, theta, a)
+        view = view_of(w, policy, behavior)
+        batch = enumerate_responses(view.rollout)
+        step = type(begin_step(a, view))(a, view, view.rollout, batch, signal(view, batch))
+        assert close(found[signal], step.gradient(student, policy_of(student, theta))[0], FLOAT64)
+    # a cap makes the expected update depend on the baseline
+    assert not close(found[Terminal("value")], found[Terminal("none")], FLOAT64)
+
+
+def test_tropd_in_closed_form() -> None:
+    tree = TREES["binary"]
+    w, policy = world(tree, 7)
+    student = TabularStudent(tree)
+    p, q, d = policy.flat, w.teacher.flat, policy.flat_occupancy
+    overlap = np.minimum(p, q)
+    rejected = d * (1 - overlap.sum(axis=0))
+    for k, top in ((2, q), (1, np.where(q == q.max(axis=0), q, 0.0))):
+        weights = d * overlap * np.log(q / p) + rejected * top
+        found = gradient(w, student, student.start(policy), Algorithm(TrOPD(top_k=k)))[..., 0]
+        assert close(found, weights - p * weights.sum(axis=0), FLOAT64)
+    ungated = gradient(w, student, student.start(policy), Algorithm(TrOPD(gate=False)))[..., 0]
+    plain = gradient(w, student, student.start(policy), Algorithm(Distill()))[..., 0]
+    assert close(ungated, plain, FLOAT64)
+
+
 SIGNALS = {
     "immediate": (Distill(), OnPolicy()),
     "topd": (Distill(Estimator("topd_return", alpha=0.2)), Unified("ppo")),
