@@ -1,4 +1,4 @@
-"""Trust Region Policy Distillation: headline results by plain enumeration, and the successive students of its iteration."""
+"""Trust Region Policy Distillation: headline results by plain enumeration; its iteration against the checker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def law(policy: Policy) -> dict[tuple[int, ...], F]:
 
 def mixed(teacher: Policy, student: Policy, alpha: F) -> Policy:
     return {
-        c: tuple(alpha * b + (1 - alpha) * a for a, b in zip(student[c], teacher[c], strict=True)) for c in student
+        c: tuple(alpha * b + (1 - alpha) * a for a, b in zip(student[c], teacher[c], strict=True))
+        for c in student
     }
 
 
@@ -79,7 +80,12 @@ def test_proximal_steps_agree_with_the_checker() -> None:
     laws = [["1", "0", "0"], ["1/2", "1/4", "1/4"], ["1/5", "2/5", "2/5"]]
     steps = ProximalSteps(["1/3", "1/3", "1/3"], laws, alpha="1/4")
     twin = checker.load_instance("iterated_map", steps.to_data())
-    for name, arguments in [("l1", {"k": 0}), ("l1", {"k": 2}), ("error_l1", {"k": 1}), ("move", {"j": 0, "k": 2})]:
+    for name, arguments in [
+        ("l1", {"k": 0}),
+        ("l1", {"k": 2}),
+        ("error_l1", {"k": 1}),
+        ("move", {"j": 0, "k": 2}),
+    ]:
         lo, hi = checker.evaluate(["prim", name, arguments], twin, "iterated_map")
         assert lo == hi == F(str(getattr(steps, name)(**arguments)))
 
@@ -102,7 +108,9 @@ def test_minorizer_steps_need_two_actions() -> None:
 # ------------------------------------------------------------------------------ improvement (Theorem 4.9)
 
 
-def minorizer_gain(student: tuple[float, ...], teacher: tuple[float, ...], candidate: tuple[float, ...]) -> float:
+def minorizer_gain(
+    student: tuple[float, ...], teacher: tuple[float, ...], candidate: tuple[float, ...]
+) -> float:
     """M(candidate) − η(student) at one state, T_max = 1."""
     reward = [math.log(b / a) for a, b in zip(student, teacher, strict=True)]
     mean = sum(a * r for a, r in zip(student, reward, strict=True))
@@ -172,11 +180,14 @@ Logits = dict[tuple[int, ...], np.ndarray]
 
 def along(logits: Logits) -> list[tuple[tuple[int, ...], float]]:
     return [
-        (y, math.prod(float(softmax(logits[y[:t]])[a]) for t, a in enumerate(y))) for y in product(range(2), repeat=3)
+        (y, math.prod(float(softmax(logits[y[:t]])[a]) for t, a in enumerate(y)))
+        for y in product(range(2), repeat=3)
     ]
 
 
-def update(logits: Logits, teacher: Logits, alpha: float, advantage: Callable[[list[float]], list[float]]) -> np.ndarray:
+def update(
+    logits: Logits, teacher: Logits, alpha: float, advantage: Callable[[list[float]], list[float]]
+) -> np.ndarray:
     """E Σ_k Â_k ∇log π, rewards log(αρ + 1 − α), by enumeration."""
     out = {c: np.zeros(2) for c in logits}
     for y, probability in along(logits):
@@ -205,7 +216,10 @@ def test_the_length_normalised_return_can_oppose_the_gradient() -> None:
     to_go = update(student, teacher, 1.0, lambda r: [sum(r[k:]) for k in range(3)])
     assert np.allclose(to_go, descent, rtol=0, atol=LOOSE64)
     average = update(
-        student, teacher, 0.95, lambda r: [r[k] + (sum(r[k + 1 :]) / (2 - k) if k < 2 else 0.0) for k in range(3)]
+        student,
+        teacher,
+        0.95,
+        lambda r: [r[k] + (sum(r[k + 1 :]) / (2 - k) if k < 2 else 0.0) for k in range(3)],
     )
     cosine = average @ to_go / np.linalg.norm(average) / np.linalg.norm(to_go)
     assert cosine < -0.9
