@@ -32,6 +32,15 @@ def test_the_package_sees_the_violation_too(path: Path) -> None:
     assert compare(lhs, claim.relation, rhs) is False
 
 
+def test_proximal_steps_with_their_errors() -> None:
+    data = {
+        "map": "proximal", "start": ["1", "0"], "teacher": ["0", "1"], "steps": 2,
+        "scalars": {"alpha": "1/2"}, "errors": [["1/8", "-1/8"], ["0", "0"]],
+    }  # fmt: skip
+    steps = instance_from_data("iterated_map", data)
+    assert [str(p) for p in steps.laws[1]] == ["5/8", "3/8"] and steps.to_data() == data
+
+
 def test_unknown_kind_is_named() -> None:
     with pytest.raises(ValueError, match="kind: got 'tree'"):
         instance_from_data("tree", {})

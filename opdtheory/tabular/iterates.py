@@ -64,8 +64,11 @@ class _Iterates:
 
 class ProximalSteps(_Iterates):
     """p_{k+1} = αq + (1 − α)p_k + e_k: any laws are such a sequence, with e_k what the step misses (TOP-D,
-    Theorem 4.4). >>> steps = ProximalSteps(["1/2", "1/2"], [["1", "0"], ["3/4", "1/4"]], alpha="1/2") >>>
-    steps.l1(0), steps.l1(1), steps.error_l1(0) (1, 1/2, 0)
+    Theorem 4.4).
+
+    >>> steps = ProximalSteps(["1/2", "1/2"], [["1", "0"], ["3/4", "1/4"]], alpha="1/2")
+    >>> steps.l1(0), steps.l1(1), steps.error_l1(0)
+    (1, 1/2, 0)
     """
 
     map = "proximal"
@@ -89,8 +92,11 @@ class MinorizerSteps(_Iterates):
     """Exact maximisations of Σ p̃A − 2·penalty·|Σ p̃A|·TV(p̃, p) at one state of two tokens, the reward
     log(q/p) refreshed before each. With p̃ = p + u on the second token and a = r(1) − r(0) the bound is
     a·u − 2·penalty·|a|·u², so that u = sign(a)/(4·penalty) inside [0, 1] (TOP-D, Theorem 4.9 at horizon 1
-    with penalty T_max). >>> steps = MinorizerSteps.run(["1/2", "1/2"], ["2/5", "3/5"], penalty=1, steps=2)
-    >>> steps.laws[1], steps.move(0, 2) (array([13/20, 7/20], dtype=object), 0)
+    with penalty T_max).
+
+    >>> steps = MinorizerSteps.run(["1/2", "1/2"], ["2/5", "3/5"], penalty=1, steps=2)
+    >>> [str(p) for p in steps.laws[1]], steps.move(0, 2)
+    (['13/20', '7/20'], 0)
     """
 
     map = "minorizer"

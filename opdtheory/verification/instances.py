@@ -10,6 +10,7 @@ import numpy as np
 from opdtheory.elementary import exact
 from opdtheory.spaces import Scalars
 from opdtheory.tabular import DiscountedMDP, PolicyPair, SingleState, TeacherStudent, TokenTree
+from opdtheory.tabular.iterates import MinorizerSteps, ProximalSteps
 from opdtheory.tabular.shared import OneLogitStudent
 from opdtheory.tabular.table import as_numbers
 
@@ -70,11 +71,26 @@ def _one_logit(data: dict[str, Any]) -> OneLogitStudent:
     return OneLogitStudent.from_weight(tree, teacher, exact(data["weights"][0]))
 
 
+def _iterated_map(data: dict[str, Any]) -> MinorizerSteps | ProximalSteps:
+    scalars, steps, which = _named(data), int(data["steps"]), data["map"]
+    teacher, start = (as_numbers(np.array(data[name], dtype=object)) for name in ("teacher", "start"))
+    if which == "minorizer":
+        return MinorizerSteps.run(teacher, start, scalars["penalty"], steps)
+    if which != "proximal":
+        raise ValueError(f"map: got {which!r}, expected minorizer or proximal")
+    alpha, laws = scalars["alpha"], [start]
+    for k in range(steps):
+        error = as_numbers(np.array(data["errors"][k], dtype=object)) if "errors" in data else 0
+        laws.append(alpha * teacher + (1 - alpha) * laws[-1] + error)
+    return ProximalSteps(teacher, laws, **scalars)
+
+
 KINDS = {
     "policy_pair": _policy_pair,
     "teacher_student": _teacher_student,
     "single_state": _single_state,
     "discounted_mdp": lambda data: DiscountedMDP(**data),
     "gradient_field": _one_logit,
+    "iterated_map": _iterated_map,
     "scalar": lambda data: Scalars({name: exact(value) for name, value in data.items()}),
 }
