@@ -2,8 +2,8 @@
 
     python benchmarks/bench_audit_gpu.py [--tokens 4096] [--vocab 151936] [--width 3584] [--json OUT]
 
-The one-pass set reads each logit once, the full set twice; both are compared with copying the same bytes.  The variant
-from hidden states is compared with its two matrix products alone.
+The one-pass set reads each logit once, the full set twice; both are compared with copying the same bytes.
+The variant from hidden states is compared with its two matrix products alone.
 """
 
 from __future__ import annotations
