@@ -1,4 +1,4 @@
-"""Trust Region Policy Distillation: headline results by plain enumeration; its iteration against the checker."""
+"""Trust Region Policy Distillation: headline results enumerated plainly; its iteration against the checker."""
 
 from __future__ import annotations
 
@@ -231,7 +231,8 @@ def test_the_length_normalised_return_can_oppose_the_gradient() -> None:
 @pytest.mark.parametrize(
     "claim_id",
     [
-        "topd.eq5/var", "topd.eq5/var-togo", "topd.eq8/opposed", "topd.thm4.4/token", "topd.thm4.4/token-limit",
+        "topd.eq5/var", "topd.eq5/var-togo", "topd.eq8/opposed", "topd.thm4.4/token",
+        "topd.thm4.4/token-limit",
         "topd.pinsker/token", "topd.thm4.9/true", "topd.rem4.10", "topd.rem4.10/cycle", "topd.rem4.3/noise",
     ],
 )  # fmt: skip
@@ -243,7 +244,8 @@ def test_the_search_refutes_and_the_checker_confirms(claim_id: str) -> None:
 @pytest.mark.parametrize(
     "check",
     [
-        topd_algorithm._gradient_weight, topd_algorithm._no_penalty, topd_algorithm._weights, topd_algorithm._differences,
+        topd_algorithm._gradient_weight, topd_algorithm._no_penalty, topd_algorithm._weights,
+        topd_algorithm._differences,
         topd_algorithm._scale_disappears, topd_algorithm._behind_rlvr, topd_variance._crossings,
         topd_variance._stationary_point, topd_variance._both_directions, topd_reward._length_is_occupancy,
     ],

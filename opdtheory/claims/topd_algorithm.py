@@ -284,7 +284,6 @@ entry(
     "The algorithm, runnable",
     nature="definition",
     checks=(_settings_of_the_table, _runs),
-    depends_on=(),
     statement="Sample a group of responses to each prompt, reward each "
     "token by log(αρ + 1 − α), add the mean "
     "of the later rewards, normalise over the group's tokens, and "

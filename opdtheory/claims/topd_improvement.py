@@ -143,7 +143,6 @@ def refreshed(x: Any) -> tuple[Any, Any]:
     space=STEPS,
     signed=True,
     given=lambda x: [(_minorizer_gain(x), ">", 0)],
-    depends_on=(),
     corrected_by=("topd.thm4.9-fixed",),
     sketch="True for the frozen reward. For the KL itself a step that raises M may go too far: M is blind "
     "to the term E_{d^π̃}KL(π̃‖π).",
