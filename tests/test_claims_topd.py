@@ -1,4 +1,4 @@
-"""Trust Region Policy Distillation: headline results enumerated plainly; its iteration against the checker."""
+"""Trust Region Policy Distillation: headline results enumerated plainly, and its successive students."""
 
 from __future__ import annotations
 
