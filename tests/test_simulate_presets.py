@@ -24,6 +24,7 @@ from opdtheory.simulate import (
     World,
     gradient,
     policy_of,
+    steps,
     train,
     update_moments,
 )
@@ -168,6 +169,48 @@ def test_a_configured_run_measures_everything(tmp_path: Path) -> None:
     assert 0 < whole["measured"]["gradient_cosine"]["mean"][0] <= 1 + TIGHT
     assert whole["measured"]["J"]["mean"][-1] > whole["measured"]["J"]["mean"][0]
     assert not whole["report"]["figures"][0]["estimated"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"steps": "x"}, "steps: got 'x', expected a positive integer"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"world": {"features": 0}}, "world.features: got 0"),
+        ({"world": {"horizon": 40}}, "would take"),
+        ({"world": {"vocab": 0}}, "vocab = 0"),
+        ({"responses": 0}, "responses: got 0"),
+        ({"optimiser": {"settings": {"rate": "fast"}}}, "optimiser.rate: got 'fast', expected a number"),
+        ({"rollout": {"top_p": 2}}, "top_p = 2"),
+        ({"algorithm": "grpo"}, "algorithm: got 'grpo'"),
+    ],
+)
+def test_configurations_are_checked_before_the_run(config, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_experiment("simulate", config, tmp_path)
+
+
+def test_a_run_that_leaves_the_numbers_says_so() -> None:
+    world, student, policy = make()
+    algorithm = Algorithm(Distill(), optimiser=Gradient(np.inf))
+    with pytest.raises(ValueError, match="step 1: a parameter is not finite"):
+        train(world, student, student.start(policy), algorithm, 2, measures={})
+    with pytest.raises(ValueError, match="every: got 0"):
+        train(world, student, student.start(policy), algorithm, 2, measures={}, every=0)
+
+
+def test_divergences_of_every_context() -> None:
+    world, student, policy = make()
+    last = list(steps(world, student, student.start(policy, 2), Algorithm(Distill()), 2))[-1]
+    for other, reference in (("teacher", ms.TEACHER["tv_teacher_max"]), ("rollout", None)):
+        levels = ms.context_divergences(last, other)
+        assert [level.shape for level in levels["kl"]] == [(2, TREE.contexts(t)) for t in range(3)]
+        top = np.max([level.max(axis=1) for level in levels["tv"]], axis=0)
+        if reference is not None:
+            assert close(top, reference(last), EXACT)
+        assert np.all(top > 0)
+    with pytest.raises(ValueError, match="other: got 'student'"):
+        ms.context_divergences(last, "student")
 
 
 @pytest.mark.parametrize(

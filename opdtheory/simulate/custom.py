@@ -21,7 +21,15 @@ __all__ = ["run"]
 
 
 def run(**config: Any) -> dict[str, Any]:
-    """Every exact measurement along the run: mean and 5–95 % range over the seeds."""
+    """Every exact measurement along the run: mean and 5–95 % range over the seeds.
+
+    Raises ValueError for a setting of the wrong kind, and for worlds that do not fit in memory.
+    """
+    for name in ("epochs", "responses", "prompts"):
+        _whole(name, config[name], optional=True)
+    for name in ("steps", "every", "seeds"):
+        _whole(name, config[name])
+    _whole("world.features", config["world"]["features"], optional=True)
     world, student, start = _world(config["world"], config["seeds"])
     algorithm = preset(config["algorithm"])
     given = {key: config[key] for key in ("epochs", "responses", "prompts") if config[key] is not None}
@@ -54,8 +62,9 @@ def run(**config: Any) -> dict[str, Any]:
     values = {
         name: {
             "mean": v.mean(axis=1),
-            "low": np.quantile(v, 0.05, axis=1),
-            "high": np.quantile(v, 0.95, axis=1),
+            # order statistics: interpolation has no answer beside an infinite value
+            "low": np.quantile(v, 0.05, axis=1, method="inverted_cdf"),
+            "high": np.quantile(v, 0.95, axis=1, method="inverted_cdf"),
         }
         for name, v in history.values.items()
     }
@@ -77,9 +86,19 @@ def run(**config: Any) -> dict[str, Any]:
     return {"at": history.at, "measured": values, "report": report(figure)}
 
 
+def _whole(name: str, value: Any, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"{name}: got {value!r}, expected a positive integer{' or none' if optional else ''}"
+        )
+
+
 def _world(settings: Mapping[str, Any], seeds: int) -> tuple[World, Any, np.ndarray]:
     """Random teacher, 0/1 reward on the endings and student, repeated for every seed."""
     tree = TokenTree(settings["vocab"], settings["horizon"], settings["eos"], settings["prompts"])
+    tree.check_memory(seeds, tables=20)
     rng = np.random.default_rng(settings["seed"])
     teacher = Policy.random(tree, seed=rng, concentration=settings["teacher_concentration"])
     levels = []

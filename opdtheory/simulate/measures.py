@@ -20,6 +20,7 @@ __all__ = [
     "ROLLOUT",
     "TEACHER",
     "Measure",
+    "context_divergences",
     "context_share_above",
     "pair_measures",
     "update_measures",
@@ -122,6 +123,17 @@ def update_measures(student: Student, algorithm: Algorithm) -> dict[str, Measure
         "gradient_norm2": lambda s: (of(s).truth ** 2).sum(axis=tuple(range(s.theta.ndim - 1))),
         "gradient_cosine": lambda s: of(s).cosine,
     }
+
+
+def context_divergences(snapshot: Snapshot, other: str) -> dict[str, list[np.ndarray]]:
+    """TV and KL of every context after the step, level arrays ``(runs, contexts(t))``.
+
+    ``other`` "teacher" gives TV and KL(student‖teacher), "rollout" TV and KL(rollout‖student).
+    """
+    if other not in ("teacher", "rollout"):
+        raise ValueError(f"other: got {other!r}, expected 'teacher' or 'rollout'")
+    contrast = _teacher(snapshot) if other == "teacher" else _rollout(snapshot)
+    return {"tv": contrast.tv, "kl": contrast.kl}
 
 
 def pair_measures(delta: float, divergence: str = "tv") -> dict[str, Measure]:

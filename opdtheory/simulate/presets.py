@@ -85,4 +85,7 @@ def _made(kind: Any, what: str, settings: Mapping[str, Any]) -> Any:
     for name in settings:
         if name not in known:
             raise ValueError(f"{what}.{name}: unknown setting; expected one of {', '.join(known)}")
+        value = settings[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{what}.{name}: got {value!r}, expected a number")
     return kind(**settings)

@@ -182,7 +182,8 @@ def steps(
 ) -> Iterator[Snapshot]:
     """Yield a snapshot before the first step and after each of ``count``.
 
-    ``theta`` has the seeds last; every seed is a run of its own with its own draws.
+    ``theta`` has the seeds last; every seed is a run of its own with its own draws.  Raises ValueError if
+    parameters stop being finite.
     """
     rng = np.random.default_rng(seed)
     history, state = [theta], None
@@ -197,6 +198,8 @@ def steps(
             g, share = step.gradient(student, policy)
             change, state = algorithm.optimiser.step(student, policy, g, state)
             theta = theta + change
+            if not np.isfinite(theta).all():
+                raise ValueError(f"step {k + 1}: a parameter is not finite; expected a smaller learning rate")
             policy = policy_of(student, theta)
             kept = kept + share / len(updates)
         history = [*history, theta][-algorithm.rollout.memory :]
@@ -229,14 +232,15 @@ def train(
 ) -> History:
     """Run ``count`` steps and measure at the start, every ``every`` steps and at the end.
 
-    Raises FloatingPointError if parameters stop being finite.
+    Raises ValueError if parameters stop being finite, and for counts that are not positive.
     """
+    for name, value in (("count", count), ("every", every), ("seeds", theta.shape[-1])):
+        if value < 1:
+            raise ValueError(f"{name}: got {value!r}, expected at least 1")
     at: list[int] = []
     rows: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     for snapshot in steps(world, student, theta, algorithm, count, seed=seed):
         theta = snapshot.theta
-        if not np.isfinite(theta).all():
-            raise FloatingPointError(f"step {snapshot.step}: a parameter is no longer finite")
         if snapshot.step % every == 0 or snapshot.step == count:
             at.append(snapshot.step)
             for name, measure in measures.items():
