@@ -114,6 +114,17 @@ def test_advantage_forms_are_those_of_the_advantages_module(tabular, report):
         assert close(report.metrics[f"{name}/std"].value, values.std(ddof=1), FLOAT32), name
 
 
+def test_the_martingale_form_is_its_definition(tabular, report):
+    mu, pi = (probabilities(tabular[n]) for n in ("rollout_logits", "logits"))
+    at = tabular["tokens"][..., None]
+    ell = np.log(np.take_along_axis(pi, at, -1) / np.take_along_axis(mu, at, -1))[..., 0]
+    before = np.exp(np.cumsum(ell, -1) - ell)
+    expected = ((before - 1) ** 2 * divergences.chi2(pi, mu)).sum(-1).mean()
+    metric = report.metrics["seq_ratio_martingale/mean"]
+    assert close(metric.value, expected, FLOAT32) and metric.interval[0] < metric.value < metric.interval[1]
+    assert {"ours.s5/martingale", "ours.s9/tokens"} <= {b["id"] for b in report.bounds["bounds"]}
+
+
 def test_labels_say_what_each_number_is(report):
     kinds = {name: (m.kind, m.over) for name, m in report.metrics.items()}
     assert kinds["kl_rollout_train/mean"] == ("exact", "visited contexts")

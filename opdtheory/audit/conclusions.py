@@ -26,6 +26,10 @@ _FROM = {
     "chi2_max": "chi2_train_rollout/max",
     "hellinger2_max": "hellinger2/max",
     "reverse_kl_sum": "kl_train_rollout/seq_sum_mean",
+    "hellinger2_sum": "hellinger2/seq_sum_mean",
+    "hellinger2_seq": "seq_hellinger2_sampled/mean",
+    "tv_seq": "seq_tv_sampled/mean",
+    "ratio_martingale": "seq_ratio_martingale/mean",
 }
 
 
@@ -91,8 +95,8 @@ def bounds(state: State, metrics: dict[str, Metric], settings: Settings) -> dict
     report = calculator.calculate(reward_range=span, validate=False, **_whole(values))
     upper = dict(values) | {
         name: metrics[_FROM[name]].interval[1]  # type: ignore[index]
-        for name in ("kl_seq", "tv_sum", "reverse_kl_sum")
-        if name in values and metrics[_FROM[name]].interval is not None
+        for name in _FROM
+        if name in values and name not in _MAXIMA and metrics[_FROM[name]].interval is not None
     }
     worst = {
         b["id"]: b["value"]
@@ -129,10 +133,12 @@ def bounds(state: State, metrics: dict[str, Metric], settings: Settings) -> dict
 
 
 def _whole(values: dict[str, float]) -> dict[str, Any]:
+    """Values moved into the domain of their quantity, which noise may leave."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        high = calculator.QUANTITIES[name].high
-        out[name] = int(value) if calculator.QUANTITIES[name].whole else min(value, high)
+        spec = calculator.QUANTITIES[name]
+        inside = min(max(value, spec.low), spec.high)
+        out[name] = int(inside) if spec.whole else inside
     return out
 
 

@@ -106,7 +106,9 @@ def metrics(state: State, settings: Settings) -> dict[str, Metric]:
             out[f"{base}/seq_sum_max"] = Metric(series.largest, _kind(base)[0], _kind(base)[1])
         else:
             kind = "exact" if name in ("length", "reward") else "estimate"
-            out[f"{name}/mean"] = Metric(series.mean, kind, SEQUENCES)
+            out[f"{name}/mean"] = Metric(
+                series.mean, kind, SEQUENCES, _mean_of_sequences(state, name, settings)
+            )
             out[f"{name}/max"] = Metric(series.largest, "exact", SEQUENCES)
             out[f"{name}/min"] = Metric(series.least, "exact", SEQUENCES)
             out |= {
@@ -120,6 +122,16 @@ def metrics(state: State, settings: Settings) -> dict[str, Metric]:
             value, "estimate", SAMPLED if "seq" not in name and "ppl" not in name else SEQUENCES
         )
     return {name: metric for name, metric in out.items() if not math.isnan(metric.value)}
+
+
+def _mean_of_sequences(state: State, name: str, settings: Settings) -> tuple[float, float] | None:
+    """Interval for the mean over sequences of fresh prompts, where sums per prompt were kept."""
+    keys = {"reward": ("reward", "rewarded"), "length": ("tokens", "sequences")}
+    column, count = keys.get(name, (f"s:{name}", "complete"))
+    if column not in state.groups.names:
+        return None
+    sums, counts = state.groups.column(column), state.groups.column(count)
+    return ratio_interval(sums[counts > 0], counts[counts > 0], settings.confidence)
 
 
 def _kind(name: str) -> tuple[str, str]:

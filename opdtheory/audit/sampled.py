@@ -81,8 +81,22 @@ def token_statistics(drawn: Drawn) -> dict[str, np.ndarray]:
     return {name: np.where(drawn.usable, values, np.nan) for name, values in out.items()}
 
 
-def sequence_statistics(batch: Batch, drawn: Drawn, settings: Settings) -> dict[str, np.ndarray]:
-    """Per-sequence statistics (B,), NaN for sequences that are empty or incomplete."""
+def _martingale(batch: Batch, drawn: Drawn, chi2: np.ndarray | None) -> np.ndarray:
+    """(W_{t−1} − 1)²·χ²(c_t) per token; (ρ_t − 1)² stands for χ² where that is unknown: the same mean."""
+    table = batch.padded(drawn.ell)
+    before = np.hstack([np.zeros((len(table), 1)), np.cumsum(table, axis=1)[:, :-1]])[batch.response_mask]
+    weight = np.expm1(before) ** 2
+    spread = np.expm1(drawn.ell) ** 2 if chi2 is None else np.nan_to_num(chi2, nan=0.0, posinf=np.inf)
+    return np.where(weight > 0, weight * spread, 0.0)
+
+
+def sequence_statistics(
+    batch: Batch, drawn: Drawn, settings: Settings, chi2: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Per-sequence statistics (B,), NaN for sequences that are empty or incomplete.
+
+    ``chi2`` (N,) is the full-vocabulary χ²(train‖rollout) of each context where known.
+    """
     with np.errstate(over="ignore"):
         k3 = divergences.k3_from_log_ratio(drawn.ell)
         log_w = batch.sums(drawn.ell)
@@ -101,6 +115,8 @@ def sequence_statistics(batch: Batch, drawn: Drawn, settings: Settings) -> dict[
             "seq_geometric_ratio": np.exp(log_w / length),
             "seq_sum_ratio_minus_1": batch.sums(np.expm1(drawn.ell)),
             "seq_tv_sampled": np.maximum(0.0, -np.expm1(log_w)),
+            "seq_hellinger2_sampled": -np.expm1(log_w / 2),
+            "seq_ratio_martingale": batch.sums(_martingale(batch, drawn, chi2)),
         }
     return {name: np.where(drawn.complete, values, np.nan) for name, values in out.items()}
 

@@ -101,9 +101,10 @@ class State:
                 tokens[name] = np.where(np.isfinite(columns[name]), columns[name], np.nan)
         if drawn is not None:
             tokens |= sampled.token_statistics(drawn)
-            sequences = sampled.sequence_statistics(batch, drawn, settings)
+            sequences = sampled.sequence_statistics(batch, drawn, settings, exact.get("chi2_train_rollout"))
             self.add_sequences({n: v[drawn.complete] for n, v in sequences.items()})
             per_group |= _sequence_sums(batch, drawn, sequences, settings)
+            per_group |= {f"s:{n}": np.where(drawn.complete, sequences[n], 0.0) for n in WITH_INTERVAL}
             rollout_corr.accumulate(
                 self, batch, drawn, settings.is_threshold, "verl-sequence-is" in settings.compat
             )
@@ -217,6 +218,16 @@ SUMMED = (
     "topk_tv",
     "topk_kl_student_teacher",
 )
+WITH_INTERVAL = (
+    "seq_log_w",
+    "seq_w",
+    "seq_w_clipped",
+    "seq_sum_k3",
+    "seq_tv_sampled",
+    "seq_hellinger2_sampled",
+    "seq_ratio_martingale",
+)
+"""Sequence statistics whose sums per prompt are kept, for intervals of their means."""
 CARRIERS = (
     "kl_rollout_train",
     "topk_kl",
