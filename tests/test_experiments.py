@@ -111,6 +111,15 @@ def test_records_hold_no_nan_and_spell_infinities():
         jsonable({1, 2})
 
 
+def test_a_write_replaces_the_file_instead_of_changing_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with path.open() as reader:
+        write_json(path, {"x": 2})
+        assert json.loads(reader.read()) == {"x": 1}
+    assert json.loads(path.read_text()) == {"x": 2}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})

@@ -187,9 +187,10 @@ def test_gradients_have_the_known_relations(tiny, tmp_path):
     config = {
         "student": {"path": tiny, "drop_layers": [1]},
         "teacher": {"path": tiny},
-        **{"sequences": 64, "block": 16, "max_tokens": 6, "sketch": 64, "prompts": 2},
+        **{"sequences": 60, "block": 16, "max_tokens": 6, "sketch": 64, "prompts": 2},
     }
     record = run_experiment("gradients", config, tmp_path)
+    assert record["sequences"] == 60 and record["tokens"] <= 60 * 6
     e = record["estimators"]
     assert (
         e["togo"]["bias2"]["value"] == 0
