@@ -120,6 +120,7 @@ def bounds(state: State, metrics: dict[str, Metric], settings: Settings) -> dict
             | {
                 "kind": "lower" if weak else "estimate",
                 "basis": basis,
+                "says": _says(entry),
                 "at_upper_end": worst.get(entry["id"]),
             }
         )
@@ -130,6 +131,15 @@ def bounds(state: State, metrics: dict[str, Metric], settings: Settings) -> dict
         "reward_range": list(span),
         "assumed_range": settings.reward_range is None,
     }
+
+
+def _says(entry: dict[str, Any]) -> str:
+    """What a bound's value amounts to."""
+    if entry["vacuous"]:
+        return "nothing (vacuous)"
+    if entry["target"] != "improvement_lower":
+        return "something"
+    return "improvement" if entry["value"] > 0 else "no improvement shown"
 
 
 def _whole(values: dict[str, float]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def measure(batch: Batch, settings: Settings) -> tuple[dict[str, np.ndarray], di
 
 def _pairs(batch: Batch, drew: str) -> list[tuple[str, str, Mapping[str, str]]]:
     """Which policies are compared: rollout with train, and the one that drew the tokens with the teacher."""
-    logits, out = batch.logits, []
+    logits = batch.logits
+    out: list[tuple[str, str, Mapping[str, str]]] = []
     if "rollout" in logits and "train" in logits:
         out.append(("rollout", "train", _TRAIN_NAMES))
     if "teacher" in logits and drew in logits:
