@@ -2,7 +2,7 @@
 
 All are float32, good to a few units in the last place; the series parts stay relatively accurate near 0.
 
-The compiled callers are cached by the time stamp of their own file: after a change here, touch ``numba_rows.py``.
+Callers are cached by the time stamp of their own file: after a change here, touch ``numba_rows.py``.
 """
 
 from __future__ import annotations
