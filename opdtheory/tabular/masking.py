@@ -1,8 +1,8 @@
 """Surrogates under any mask: weights in [0, 1] on tokens or on whole responses.
 
 A token mask is a list of level arrays ``(batch..., contexts(t), vocab)``: it may depend on the context and
-the token (and so on ratios, divergences and advantages).  A response mask has the same shapes and lives on ending
-actions, as rewards do; ``kept_responses`` turns "every token is kept" into one.
+the token (and so on ratios, divergences and advantages).  A response mask has the same shapes and lives on
+ending actions, as rewards do; ``kept_responses`` turns "every token is kept" into one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def token_masked_surrogate(
 ) -> Any:
     """E_μ[(R - b) Σ_t M_t (ρ_t - 1)], or with ρ_t in place of ρ_t - 1 unless ``centred``, per instance.
 
-    Source: *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq. 11 (there R - b is the advantage).
+    Source: *Rethinking the Trust Region in LLM Reinforcement Learning*, Eq. 11 (R - b as advantage).
 
     >>> tree = TokenTree(vocab=2, horizon=1)
     >>> pair = PolicyPair.from_levels(tree, [[["1/2", "1/2"]]], [[["1/4", "3/4"]]], [[["0", "1"]]])
