@@ -196,7 +196,7 @@ def test_expressions_record_the_formula_and_print_it():
     assert readable(node) == "4·horizon·sqrt(kl_max)/3"
     assert recorder.T == 2
     with pytest.raises(NotRecordable, match="no primitive"):
-        recorder.unheard_of
+        _ = recorder.unheard_of
     with pytest.raises(NotRecordable):
         bool(Expr(["prim", "kl_max"]) < 1)
 

@@ -484,7 +484,8 @@ def iv_vs_ii_short(x: Any) -> tuple[Any, Any]:
     sketch="Given (s_t, a_t) the score is fixed, so E‖sÂ‖² is smallest for Â = E[Â|s_t, a_t] = r_t + V(s_{t+1}); scores of different contexts are orthogonal for tabular softmax, so "
     "the second moments add up over contexts.",
     latex=r"\mathbb{E}\|\hat g_{r+V}\|^2\le\mathbb{E}\|\hat g_{(ii)}\|^2,\ \mathbb{E}\|\hat g_{(iv)}\|^2",
-    mutants=(Mutant("against the immediate form", "dies", "the immediate form is biased and can be smaller", {"sides": lambda x: (x.gradient_second_moment("value"), x.gradient_second_moment("immediate"))}),),
+    mutants=(Mutant("against the immediate form", "dies", "the immediate form is biased and can be smaller",
+                    {"sides": lambda x: (x.gradient_second_moment("value"), x.gradient_second_moment("immediate"))}),),
 )  # fmt: skip
 def rao_blackwell(x: Any) -> tuple[Any, Any]:
     """For tabular students, s_t(r_t + V(s_{t+1})) has at most the second moment of form (ii) and of form (iv)."""

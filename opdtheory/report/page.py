@@ -15,7 +15,7 @@ from opdtheory.calculator import calculate
 from opdtheory.claims.sources import SOURCES
 from opdtheory.report.graph import dependency_graph
 
-SCENARIOS = (
+SCENARIOS: tuple[dict[str, Any], ...] = (
     {"name": "the bounds' table of Trust Region Masking", "horizon": 4096, "kl_max": 1e-4, "kl_seq": 0.01},
     {"name": "the same with D_seq at its limit T·δ", "horizon": 4096, "kl_max": 1e-4, "kl_seq": 4096e-4},
 )

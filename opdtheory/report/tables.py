@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from opdtheory.verification.claim import Claim
 from opdtheory.verification.certificate import load
+from opdtheory.verification.claim import Claim
 from opdtheory.verification.engine import ROOT, SearchResult
 
 STATUS_STYLE = {

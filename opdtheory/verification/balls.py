@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import flint
@@ -189,7 +189,7 @@ def _nonnegative_by_series(f: Callable[..., Any], zero: flint.fmpq, side: flint.
     zero meets only dyadic numbers, log 1 and exp 0; a ball that merely contains 0 proves nothing.
     """
     at_zero = f(Series(flint.arb_series([flint.arb(zero), 1], prec=order))).series
-    if any(not at_zero[k] == 0 for k in range(order)):
+    if any(at_zero[k].rad() != 0 or at_zero[k].mid() != 0 for k in range(order)):
         return None
     over_box = f(Series(flint.arb_series([side, 1], prec=order + 1))).series
     remainder = over_box[order]
@@ -224,7 +224,7 @@ def prove_nonnegative(
     if len(start) == 1:
         lo, hi = start[0]
         cuts = [lo, *sorted(z for z in exact_zeros if lo < z < hi), hi]
-        pieces = [((a, b),) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        pieces = [((a, b),) for a, b in pairwise(cuts)]
     for piece in pieces:
         heapq.heappush(queue, (float("-inf"), next(ticket), piece))
     boxes = undecided = 0
