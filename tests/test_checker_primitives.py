@@ -139,6 +139,7 @@ def arguments(kind: str, name: str, seed: int) -> dict[str, Any]:
 
 def test_every_attribute_of_a_policy_pair_that_a_claim_may_use_is_a_primitive() -> None:
     arrays = {"tv", "kl", "reverse_kl", "chi2", "hellinger2", "remainder", "is_exact", "batch_shape"}
+    arrays |= {"flat_target_gradient", "target_gradient", "is_large"}
     lazy = (property, cached_property)
     public = {name for name in dir(PolicyPair) if isinstance(inspect.getattr_static(PolicyPair, name), lazy)}
     public = {name for name in public if not name.startswith("_")} - arrays
