@@ -26,6 +26,7 @@ from opdtheory.verification.engine import BUDGETS, search
 from opdtheory.verification.registry import load_catalogue
 from opdtheory.verification.replay import replay
 from opdtheory.verification.userclaims import load_user_claims
+from opdtheory.workers import workers
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=opdtheory.__doc__)
 out = Console()
@@ -170,7 +171,7 @@ def verify_command(
             progress.update(task, advance=1, description=verdict.claim.id)
 
         try:
-            with runner.backend(engine.value, jobs):
+            with workers(engine.value, jobs):
                 verdicts = runner.run(claims, effort=effort.value, seed=seed, jobs=jobs, on_done=on_done)
         except KeyboardInterrupt:
             verdicts, interrupted = finished, True

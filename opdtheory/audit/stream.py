@@ -6,11 +6,8 @@ processes nor the engine changes a count, and sums agree to the last digits.
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,8 +19,8 @@ from opdtheory.audit.readers import Unit, read
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
 from opdtheory.audit.states import Top, Vocabulary
+from opdtheory.workers import workers
 
-ENGINES = ("local", "ray")
 MAX_ERRORS = 20
 
 
@@ -86,13 +83,11 @@ def run(
     """Audit units in order; ``store`` is a folder for finished units, which an interrupted run goes on
     from.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}")
     if not isinstance(jobs, int) or jobs == 0 or jobs < -1:
         raise ValueError(f"jobs: got {jobs!r}, expected a positive integer, or -1 for all cores")
     keep = None if store is None else Store(store, settings)
     outcome = Outcome()
-    with _backend(engine), warnings.catch_warnings():
+    with workers(engine, jobs), warnings.catch_warnings():
         # an interruption cancels running tasks, which is what was asked for
         warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
         for n, (unit, (state, errors)) in enumerate(
@@ -114,28 +109,6 @@ def _results(
         # the Ray backend cannot return results one by one
         return joblib.Parallel(n_jobs=jobs)(calls)
     return joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
-
-
-def _backend(engine: str) -> AbstractContextManager:
-    if engine == "local":
-        return nullcontext()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise ValueError(
-            "engine: got 'ray', but Ray is not installed; expected pip install 'opdtheory[ray]'"
-        ) from None
-    if not ray.is_initialized():
-        ray.init(
-            include_dashboard=False,
-            object_store_memory=200 << 20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    register_ray()
-    return joblib.parallel_config(backend="ray")
 
 
 def run_batches(batches: Iterator[Batch], settings: Settings) -> Outcome:

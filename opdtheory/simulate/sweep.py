@@ -18,6 +18,7 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from opdtheory.experiments import atomic, jsonable, write_json
+from opdtheory.workers import workers
 
 __all__ = ["grid", "read_table", "sweep", "write_table"]
 
@@ -53,17 +54,13 @@ def sweep(
     Raises ValueError for another engine or table format, before anything runs, and for a result that has a
     setting's name.
     """
-    if engine not in ("local", "ray"):
-        raise ValueError(f"engine: got {engine!r}, expected 'local' or 'ray'")
     if table is not None and Path(table).suffix not in (".csv", ".parquet"):
         raise ValueError(f"table: got {table!r}, expected a name ending in .csv or .parquet")
     folder, wanted = Path(out) / "cells", [dict(cell) for cell in cells]
     paths = [folder / f"{_identity(function, cell)}.json" for cell in wanted]
     missing = {p: c for p, c in zip(paths, wanted, strict=True) if not (resume and p.exists())}
     if missing:
-        from opdtheory.verification.runner import backend
-
-        with backend(engine, jobs):
+        with workers(engine, jobs):
             Parallel(n_jobs=jobs)(delayed(_compute)(function, cell, path) for path, cell in missing.items())
     rows = [json.loads(path.read_text()) for path in paths]
     if table is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 
 import opdtheory
 from opdtheory.verification.certificate import file_name, write_json
@@ -144,31 +143,6 @@ def differences(fresh: dict[str, Any], record: dict[str, Any]) -> list[str]:
         if names[0] != names[1]:
             out.append(f"{row['id']}: certificates {names[0]}, recorded {names[1]}")
     return out
-
-
-@contextmanager
-def backend(engine: str, jobs: int) -> Iterator[None]:
-    """Run the processes of :func:`run` locally or on Ray; the call inside is the same.
-
-    Raises:
-        ValueError: if Ray was asked for and is not installed.
-    """
-    if engine == "local":
-        yield
-        return
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise ValueError("--engine ray needs the extra: pip install 'opdtheory[ray]'") from None
-    if not ray.is_initialized():
-        ray.init(num_cpus=jobs, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
-    register_ray()
-    try:
-        with parallel_config(backend="ray"):
-            yield
-    finally:
-        ray.shutdown()
 
 
 def write_record(verdicts: list[Verdict], document: dict[str, Any]) -> None:
