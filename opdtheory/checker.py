@@ -1251,10 +1251,11 @@ def pair_k3_sum_variance(x: PolicyPair) -> Any:
 @primitive("policy_pair")
 def pair_k3_term_variance(x: PolicyPair) -> Any:
     """Σ_t Var_μ k3(ρ_t), a term of an ended response being 0."""
-    return total(
-        extended_variance(x, lambda rho, t=t: x.k3(rho[t]) if t < len(rho) else Fraction(0))
-        for t in range(x.horizon)
-    )
+
+    def term(t: int) -> Any:
+        return extended_variance(x, lambda rho: x.k3(rho[t]) if t < len(rho) else Fraction(0))
+
+    return total(term(t) for t in range(x.horizon))
 
 
 @primitive("policy_pair")

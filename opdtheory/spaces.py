@@ -291,7 +291,7 @@ def teacher_students(
     def build(b: Values, vocab: int, horizon: int, eos: int | None, prompts: int) -> Any:
         tree = _tree(vocab, horizon, eos, prompts)
         levels = {name: [b[f"{name}.{t}"] for t in range(horizon)] for name in names}
-        named = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
+        named: dict[str, Any] = {k: b[k] if b[k].shape else b[k].item() for k in scalar_blocks}
         return TeacherStudent.from_levels(tree, **levels, validate=False, **named)
 
     def conditions(x: Any) -> list[Condition]:

@@ -237,7 +237,7 @@ def _symbolic_form(form: str) -> Any:
             for c in reversed(contexts):
                 quality[c] = [r[c][a] + value.get((*c, a), one - one) for a in range(vocab)]
                 value[c] = sum((x * y for x, y in zip(p[c], quality[c], strict=True)), one - one)
-            occupancy = {(): one}
+            occupancy: dict[tuple[int, ...], Any] = {(): one}
             for c in contexts[1:]:
                 occupancy[c] = occupancy[c[:-1]] * p[c[:-1]][c[-1]]
             for (c, a), component in got.items():
@@ -331,7 +331,7 @@ def _lemma1() -> Evidence:
     worst, masses = 0.0, []
     for student, _teacher in _models():
         paths = gradients.Paths(student.tree)
-        f = rng.normal(size=student.flat.shape[-1])
+        f = rng.normal(size=(student.flat.shape[-1],))
         law = np.asarray(student.flat_sequence_law)
         direct = float(law @ paths.contexts(f).sum(axis=-1))
         weighted = float((np.asarray(student.flat_occupancy) * f).sum())
@@ -374,7 +374,7 @@ def _theorem2() -> Evidence:
                     moved = [z.copy() for z in logits]
                     moved[t][c, a] += sign * h
                     pair.append(value(moved))
-                worst = max(worst, abs((pair[0] - pair[1]) / (2 * h) - later[t][c, a]))
+                worst = max(worst, abs((pair[0] - pair[1]) / (2 * h) - float(later[t][c, a])))
     return Evidence("check", worst < 1e-8, f"score form − finite differences: {worst:.0e}")
 
 
@@ -398,7 +398,7 @@ def _later_sums(student: Policy, f: list[np.ndarray]) -> list[np.ndarray]:
 entry(
     "opd.thm2", OPD, "Theorem 2", "Gradient of the occupancy",
     statement="For f that does not depend on θ, ∇E_d[f] is the expected sum of later values f(s_t') times ∇log p(a_t|s_t); with f = −KL frozen it is g₂ and g₁ + g₂ = ∇V.",
-    space=STUDENTS, relation="==", sharpness="identity", checks=(_theorem2,), sides=lambda x: bias.sides(x),
+    space=STUDENTS, relation="==", sharpness="identity", checks=(_theorem2,), sides=bias.sides,
     hypotheses=("f is frozen: the θ-dependence of f itself is not differentiated",),
     sketch="Differentiate the trajectory law; values at or before t multiply a score of mean zero.",
     latex=r"\nabla\,\mathbb{E}_{d}[f]=\mathbb{E}\Big[\sum_t\Big(\sum_{t'>t}f(s_{t'})\Big)\nabla\log p(a_t|s_t)\Big]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def aligned_reward(vocab: int, horizon: int, eos: int | None, prompts: int) -> l
     remainder = []
     for i in range(2**horizon):
         ratios = [low / half if i >> s & 1 == 0 else high / half for s in range(horizon)]
-        remainder.append(np.prod(ratios) - 1 - sum(r - 1 for r in ratios))
+        remainder.append(math.prod(ratios, start=exact(1)) - 1 - sum(r - 1 for r in ratios))
     top = max(abs(n) for n in remainder)
     reward = [half + (n / top / 2 if top else 0) for n in remainder]
     return [values | {f"reward.{horizon - 1}": np.array(reward, dtype=object).reshape(-1, 2)}]

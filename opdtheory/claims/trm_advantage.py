@@ -24,7 +24,7 @@ from opdtheory.spaces import single_states
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.evidence import Evidence
 from opdtheory.verification.identities import symbolic
-from opdtheory.verification.registry import claim
+from opdtheory.verification.registry import CATALOGUE, claim
 
 _ACTIONS = single_states(values=(0.0, 1.0))
 _TWO_STEPS = WORST.with_sizes(*MULTI_STEP)
@@ -64,7 +64,7 @@ def advantage_gap(x: Any) -> Any:
     sharpness="identity",
     hypotheses=(ANY_SUPPORT,),
     proof=f"{PROOFS}#advantage",
-    proofs=(lambda: symbolic(martingale, *MULTI_STEP[:3]),),
+    proofs=(lambda: symbolic(CATALOGUE.get("trm.2.4/martingale"), *MULTI_STEP[:3]),),
     latex=r"E_\mu[A^\mu_t(c,\cdot)]=0",
     note="Tested through g: at every context E_π A computed from Q alone equals E_π A computed from A = Q − "
     "V.",

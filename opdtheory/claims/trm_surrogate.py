@@ -22,7 +22,7 @@ from opdtheory.spaces import SMALL, policy_pairs
 from opdtheory.tabular import PolicyPair
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.identities import random_points, symbolic
-from opdtheory.verification.registry import claim
+from opdtheory.verification.registry import CATALOGUE, claim
 
 # ------------------------------------------------------------ 2.2 the surrogate at the reference
 
@@ -54,7 +54,7 @@ def _return_between(x: PolicyPair, k: int) -> Any:
     proof=f"{PROOFS}#tangent",
     sketch="L is linear in π; the derivative of the polynomial s ↦ J(μ + s(π − μ)) at 0 is L(π), in every "
     "direction and so for every parametrisation.",
-    proofs=(lambda: symbolic(tangent, *sized((2, 2), (3, 2), (2, 3))),),
+    proofs=(lambda: symbolic(CATALOGUE.get("trm.2.2.5/grad"), *sized((2, 2), (3, 2), (2, 3))),),
     mutants=(
         Mutant(
             "improvement",
@@ -95,7 +95,7 @@ def tangent(x: Any) -> Any:
     latex=r"L(\mu)=E_\mu[A\cdot T]=0",
     proof=f"{PROOFS}#tangent",
     sketch="At π = μ the surrogate is E[(R − b)·|y|], which is b-free only for one length.",
-    lemmas=(lambda: random_points(reference_value, *sized((2, 2), (3, 2), (2, 3)), degree=8),),
+    lemmas=(lambda: random_points(CATALOGUE.get("trm.2.2.5"), *sized((2, 2), (3, 2), (2, 3)), degree=8),),
 )
 def reference_value(x: Any) -> Any:
     """E_μ[(R − E_μ R)·Σ_t ρ_t] = 0 at π = μ."""
@@ -114,7 +114,7 @@ def reference_value(x: Any) -> Any:
     hypotheses=("b = E_μ R",),
     proof=f"{PROOFS}#tangent",
     latex=r"L(\mu)=\mathrm{Cov}_\mu(R,|y|)+(E_\mu R-b)\,E_\mu|y|",
-    lemmas=(lambda: random_points(reference_length, *sized((2, 2), (2, 3), eos=True), degree=8),),
+    lemmas=(lambda: random_points(CATALOGUE.get("trm.2.2.5-length"), *sized((2, 2), (2, 3), eos=True), degree=8),),
     note="Written with the baseline b = E_μ R; another baseline adds (E_μ R − b)·E_μ|y|. Rewarding long "
     "correct responses biases L upwards, whatever the policy; Σ_t(ρ_t − 1) in place of Σ_t ρ_t removes the "
     "term.",
@@ -173,13 +173,13 @@ _PDI_SIZES = (*sized((2, 2), (3, 3)), *ENDING[1:2], *TWO_PROMPTS[1:])
     sketch="Telescope V^μ along a response of π.",
     proofs=(
         lambda: symbolic(
-            performance_difference,
+            CATALOGUE.get("trm.pdi"),
             *sized((2, 2), (3, 2), (2, 3)),
             *sized((2, 2), (3, 2), eos=True),
             *sized((2, 2), prompts=2),
         ),
     ),
-    lemmas=(lambda: random_points(performance_difference, *sized((3, 3), (2, 5)), degree=16),),
+    lemmas=(lambda: random_points(CATALOGUE.get("trm.pdi"), *sized((3, 3), (2, 5)), degree=16),),
     mutants=(
         Mutant(
             "contexts-of-mu",
@@ -216,7 +216,7 @@ _COVERED_PLAIN = policy_pairs(absolutely_continuous=True, sizes=(*sized((2, 2), 
     unassumed={"space": policy_pairs(absolutely_continuous=True, sizes=ENDING)},
     proof=f"{PROOFS}#pdi",
     latex=r"E_\mu\Bigl[(R-b)\sum_t\rho_t\Bigr]=\sum_tE_{d_t^\mu}[g_t]",
-    lemmas=(lambda: random_points(surrogate_forms, *sized((2, 2), (3, 2), (2, 3)), degree=12),),
+    lemmas=(lambda: random_points(CATALOGUE.get("trm.a4"), *sized((2, 2), (3, 2), (2, 3)), degree=12),),
     sketch="The difference is Σ_t E_{d_t^μ}[V(c_t) − b]: zero if every response has T tokens, Cov(R, "
     "length) if not.",
     mutants=(
@@ -270,7 +270,7 @@ def telescope(x: Any) -> Any:
     hypotheses=("one prompt (or E_μ[R] given the prompt)",),
     proof=f"{PROOFS}#pdi",
     latex=r"\sum_tA_t=R-V^\mu(x)",
-    lemmas=(lambda: random_points(telescope_prompt, *sized((2, 2), (3, 3)), degree=8),),
+    lemmas=(lambda: random_points(CATALOGUE.get("trm.a4-telescope"), *sized((2, 2), (3, 3)), degree=8),),
     mutants=(
         Mutant(
             "two-prompts", "dies", "with the mean over prompts", {"space": policy_pairs(sizes=TWO_PROMPTS)}

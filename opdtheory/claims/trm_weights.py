@@ -23,7 +23,7 @@ from opdtheory.elementary import exact, maximum
 from opdtheory.spaces import policy_pairs, single_states
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.identities import symbolic
-from opdtheory.verification.registry import claim
+from opdtheory.verification.registry import CATALOGUE, claim
 
 # ------------------------------------------------------------ 2.1 context laws
 
@@ -155,7 +155,7 @@ _IID = memoryless((2, 1), (2, 2), (3, 2), (2, 4), (3, 4))
     proof=f"{PROOFS}#weights",
     latex=r"\mathrm{Var}_\mu\prod_t\rho_t=(1+\chi^2)^T-1",
     sketch="Second moments of independent factors multiply.",
-    proofs=(lambda: symbolic(weight_exact, *sized((2, 3), (3, 2))),),
+    proofs=(lambda: symbolic(CATALOGUE.get("trm.2.2.2-exact"), *sized((2, 3), (3, 2))),),
     mutants=(
         Mutant(
             "one-token-fewer",

@@ -236,7 +236,8 @@ def thresholds_over_horizon(horizons: Iterable[int] = HORIZONS) -> dict[str, Any
     rows = []
     for horizon in horizons:
         for name in ("tv_max", "kl_max"):
-            report = calculate(horizon=horizon, **{name: 1e-6})
+            given: dict[str, Any] = {name: 1e-6}
+            report = calculate(horizon=horizon, **given)
             for entry in report["bounds"]:
                 if entry["target"] == "surrogate_error" and name in entry["certifies_below"]:
                     row = {"horizon": horizon, "divergence": name, "id": entry["id"]}

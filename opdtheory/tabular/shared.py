@@ -23,6 +23,8 @@ class OneLogitStudent(TeacherStudent):
     ``weight`` has the batch shape; teacher levels as in :class:`TeacherStudent`.
     """
 
+    weight: Any
+
     @classmethod
     def from_weight(cls, tree: TokenTree, teacher: Sequence[Any], weight: Any) -> OneLogitStudent:
         """The student with odds ``weight`` of the last action, against ``teacher`` (list of levels)."""

@@ -78,7 +78,7 @@ class Simplex:
         out = np.empty(rows.shape, dtype=object)
         for i in range(len(rows)):
             counts = floor[i].astype(int).tolist()
-            order = sorted(range(k), key=lambda a, i=i: scaled[i, a] - floor[i, a], reverse=True)
+            order = sorted(range(k), key=(scaled[i] - floor[i]).__getitem__, reverse=True)
             missing = denominator - sum(counts)
             for step in range(abs(missing)):
                 candidates = order if missing > 0 else [a for a in sorted(range(k), key=lambda a: -counts[a]) if counts[a] > 1]
@@ -98,7 +98,7 @@ class Simplex:
             current = _row_cost(row)
             options: list[list[flint.fmpq]] = []
             if self.zeros:
-                best = max(range(k), key=lambda a, row=row: row[a])
+                best = max(range(k), key=row.__getitem__)
                 options.append([flint.fmpq(int(a == best)) for a in range(k)])
             options.append([flint.fmpq(1, k)] * k)
             floats = np.array([float(v.p) / float(v.q) for v in row])
@@ -148,7 +148,7 @@ class Box:
         ends = [exact(0)] if lo <= 0 <= hi else []
         ends += [lo, hi]
         for index in np.ndindex(self.shape):
-            v = value[index]
+            v: Any = value[index]
             coarse = [flint.fmpq(round(float(v.p) / float(v.q) * d), d) for d in (1, 2, 3, 4, 5, 10, 20, 100)]
             for option in [*ends, *coarse]:
                 if lo <= option <= hi and _cost(option) < _cost(v):

@@ -19,7 +19,7 @@ from opdtheory.verification.certificate import NotRecordable, build, file_name, 
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.confirm import DENOMINATORS, counterexample, shrink
 from opdtheory.verification.evidence import Evidence
-from opdtheory.verification.status import as_printed, disagreement, own_status
+from opdtheory.verification.status import Status, as_printed, disagreement, own_status
 
 Effort = Literal["quick", "default", "thorough"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,17 +174,17 @@ class Verdict:
     certificates: dict[str, dict[str, Any]] = field(default_factory=dict)
     mutants: list[dict[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    status: str = "undecided"
+    status: Status = "undecided"
     seconds: float = 0.0
 
     @property
     def as_printed(self) -> str:
-        return as_printed(self.claim, self.status, self.unassumed_refuted)  # type: ignore[arg-type]
+        return as_printed(self.claim, self.status, self.unassumed_refuted)
 
-    def settle(self, status: str) -> None:
+    def settle(self, status: Status) -> None:
         """Fix the final status (dependencies included) and note any disagreement."""
         self.status = status
-        problem = disagreement(self.claim, status, self.unassumed_refuted)  # type: ignore[arg-type]
+        problem = disagreement(self.claim, status, self.unassumed_refuted)
         if problem and problem not in self.problems:
             self.problems.append(problem)
 

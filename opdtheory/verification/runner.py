@@ -79,8 +79,7 @@ def run(
             finish(claim_id, verdict)
     for claim in local:
         finish(claim.id, verify(claim, effort=effort, seed=seed))
-    statuses = resolve(by_id, {cid: v.status for cid, v in done.items()})  # type: ignore[arg-type]
-    for claim_id, status in statuses.items():
+    for claim_id, status in resolve(by_id, {cid: v.status for cid, v in done.items()}).items():
         done[claim_id].settle(status)
     return [done[c.id] for c in todo]
 
