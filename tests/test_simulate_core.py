@@ -255,6 +255,22 @@ def test_standardised_updates_agree_between_tables_and_responses(name: str) -> N
         assert close(by_table, step.gradient(student, policy_of(student, theta))[0], FLOAT64)
 
 
+@pytest.mark.parametrize("rule", [*(n for n, m in masks.METHODS.items() if m.mask != "none"), "negative_drop"])
+@pytest.mark.parametrize("name", TREES)
+def test_token_rules_may_see_tokens_summed_up_by_sign(rule: str, name: str) -> None:
+    tree = TREES[name]
+    w, policy = world(tree, 7)
+    moved = Policy.random(tree, seed=31).broadcast((1,))
+    weight = NegativeDrop(0.1) if rule == "negative_drop" else Unified(rule)
+    signal = Distill(Estimator("topd_return", alpha=0.3), normalise=True)
+    step = begin_step(Algorithm(signal, weight, epochs=2), view_of(w, policy))
+    table, share = step.weights(moved)
+    coefficients, kept = step.coefficients(moved)
+    assert len(step.batch.by_sign(step.contribution.advantages)) >= 2
+    assert close(table, step.batch.scatter(coefficients), FLOAT64)
+    assert close(share, step.batch.token_mean(kept), FLOAT64)
+
+
 def test_responses_carry_the_law() -> None:
     tree = TREES["eos"]
     policies = Policy.random(tree, seed=3, batch=(3,), zeros=0.3)

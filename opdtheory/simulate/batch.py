@@ -75,6 +75,19 @@ class Batch:
         total = self.mean(np.where(self.alive, values, 0.0).sum(axis=1))
         return total / self.mean(self.alive.sum(axis=1))
 
+    def by_sign(self, values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token values (M, T) summed up by table entry and sign: for each sign that occurs the mass of its
+        tokens and their mean value, tables ``(actions, contexts, seeds)``.
+        """
+        cells = []
+        for sign in (1.0, 0.0, -1.0):
+            mine = np.sign(values) == sign
+            mass = self.scatter(mine)
+            if mass.any():
+                total = self.scatter(values * mine)
+                cells.append((mass, np.divide(total, mass, out=np.zeros_like(mass), where=mass > 0)))
+        return cells
+
     def part(self, number: int, count: int) -> Batch:
         """Every ``count``-th prompt of each run, from ``number`` on, weighted to stand for all of them."""
         per_run = (int(self.group.max()) + 1) // self.seeds

@@ -93,32 +93,55 @@ class Step:
 
     def weights(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
         """Expected coefficient of ∇log π of every action, a table, and the share of tokens kept."""
-        coefficients, kept = self.coefficients(policy)
-        if self.batch is not None:
-            return self.batch.scatter(coefficients), self.batch.token_mean(kept)
-        mass = self.drawn.flat_occupancy * self.drawn.flat
-        if self.algorithm.per_token:
-            mass = mass / length_by_prompt(self.drawn)
-        return mass * coefficients, (mass * kept).sum(axis=(0, 1)) / mass.sum(axis=(0, 1))
+        batch = self.batch
+        if batch is not None and not self._cells:
+            coefficients, kept = self.coefficients(policy)
+            return batch.scatter(coefficients), batch.token_mean(kept)
+        tokens = self._tokens(policy, _unchanged, self.drawn.flat > 0)
+        table = np.zeros_like(policy.flat)
+        taken, total = np.zeros(table.shape[2:]), np.zeros(table.shape[2:])
+        for mass, advantages in self._cells:
+            coefficients, kept = self.algorithm.weight.coefficients(tokens, advantages)
+            table += mass * coefficients
+            taken, total = taken + (mass * kept).sum(axis=(0, 1)), total + mass.sum(axis=(0, 1))
+        return table, taken / total
 
     def coefficients(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
-        """(coefficients of ∇log π, tokens kept) at ``policy``, of drawn tokens or of whole tables."""
-        return self.algorithm.weight.coefficients(self._tokens(policy), self.contribution.advantages)
+        """(coefficients of ∇log π, tokens kept) of the drawn tokens at ``policy``; ValueError without any."""
+        if self.batch is None:
+            raise ValueError("step: formed from tables, expected one with responses")
+        tokens = self._tokens(policy, self.batch.along, self.batch.alive)
+        return self.algorithm.weight.coefficients(tokens, self.contribution.advantages)
+
+    @cached_property
+    def _cells(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Tables of mass and advantage that stand for all tokens where a rule judges each by itself.
+
+        Rules are linear in the advantages of one sign, so that one cell a sign is exact; none for a sample.
+        """
+        if self.batch is None:
+            mass = self.drawn.flat_occupancy * self.drawn.flat
+            if self.algorithm.per_token:
+                mass = mass / length_by_prompt(self.drawn)
+            return [(mass, self.contribution.advantages)]
+        if self.algorithm.responses is None and self.algorithm.weight.by_token:
+            return self.batch.by_sign(self.contribution.advantages)
+        return []
 
     @cached_property
     def _logs(self) -> tuple[np.ndarray, np.ndarray]:
         return _log(self.drawn.flat), _log(self.view.student.flat)
 
-    def _tokens(self, policy: Policy) -> Tokens:
-        batch, (log_drawn, log_old) = self.batch, self._logs
+    def _tokens(
+        self, policy: Policy, place: Callable[[np.ndarray], np.ndarray], alive: np.ndarray
+    ) -> Tokens:
+        log_drawn, log_old = self._logs
         log_now = log_old if policy is self.view.student else _log(policy.flat)
-        place = batch.along if batch is not None else _unchanged
 
         def divergence(name: str, old: bool) -> np.ndarray:
             other = self.view.student if old else self.drawn
             return place(divergence_table(name, other.flat, policy.flat, self.algorithm.top_k))
 
-        alive = batch.alive if batch is not None else self.drawn.flat > 0
         return Tokens(place(log_now), place(log_drawn), place(log_old), alive, divergence)
 
 
@@ -195,9 +218,11 @@ def steps(
         updates = parts(begin_step(algorithm, view)) * algorithm.epochs
         before, kept = policy, np.zeros(view.seeds)
         for step in updates:
-            g, share = step.gradient(student, policy)
-            change, state = algorithm.optimiser.step(student, policy, g, state)
-            theta = theta + change
+            # a run that diverges overflows here first; the check below says so
+            with np.errstate(over="ignore", invalid="ignore"):
+                g, share = step.gradient(student, policy)
+                change, state = algorithm.optimiser.step(student, policy, g, state)
+                theta = theta + change
             if not np.isfinite(theta).all():
                 raise ValueError(f"step {k + 1}: a parameter is not finite; expected a smaller learning rate")
             policy = policy_of(student, theta)
