@@ -68,7 +68,7 @@ def _recorder(args: tuple[Any, ...]) -> Any:
     return next((a for a in args if hasattr(a, "__elementary__")), None)
 
 
-def _lift(name: str, numpy_fn: Callable[..., Any], exact_fn: Callable[..., Any], torch_fn: Callable[..., Any]):
+def _lift(name: str, numpy_fn: Callable[..., Any], exact_fn: Callable[..., Any], torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     """Build one public function out of its floating-point, exact and torch versions."""
 
     def function(*args: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opdtheory import spaces
+from opdtheory.elementary import exact as exact_number
 from opdtheory.spaces import Size, Space
 from opdtheory.verification import blocks as bl
 
@@ -49,7 +50,7 @@ def _values(draw: st.DrawFn, blocks: dict[str, bl.Block]) -> bl.Values:
             steps = 12
             for index in np.ndindex(block.shape):
                 k = draw(st.integers(0, steps))
-                lo, hi = (bl.exact(str(end)) for end in (block.lo, block.hi))
+                lo, hi = (exact_number(str(end)) for end in (block.lo, block.hi))
                 array[index] = lo + (hi - lo) * k / steps
         out[name] = array
     return out

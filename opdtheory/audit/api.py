@@ -16,8 +16,8 @@ from opdtheory.audit.stream import Outcome, run, run_batches
 
 
 def audit_logs(
-    data: str | os.PathLike | Mapping[str, Any] | Iterable[str | os.PathLike], *, format: str | None = None,
-    jobs: int = 1, engine: str = "local", store: str | os.PathLike | None = None,
+    data: str | os.PathLike[str] | Mapping[str, Any] | Iterable[str | os.PathLike[str]], *, format: str | None = None,
+    jobs: int = 1, engine: str = "local", store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None, strict: bool = True, **options: Any,
 ) -> Report:  # fmt: skip
     """Audit rollout logs: files, folders, or a dictionary of arrays.
@@ -52,7 +52,7 @@ def audit_logs(
         outcome = run_batches(batches(in_memory(data), "arrays", settings.group), settings)
         outcome.sources = ["arrays"]
         return build(outcome, settings)
-    paths = [data] if isinstance(data, str | os.PathLike) else list(data)
+    paths = [data] if isinstance(data, str | os.PathLike[str]) else list(data)
     if not paths:
         raise ValueError("paths: got none, expected at least one file or folder")
     parts, faults = [], []

@@ -15,6 +15,7 @@ from opdtheory import calculator
 from opdtheory.audit.metrics import Metric
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
+from opdtheory.quantities import QUANTITIES
 
 _MAXIMA = ("tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max")
 _FROM = {
@@ -146,7 +147,7 @@ def _whole(values: dict[str, float]) -> dict[str, Any]:
     """Values moved into the domain of their quantity, which noise may leave."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        spec = calculator.QUANTITIES[name]
+        spec = QUANTITIES[name]
         inside = min(max(value, spec.low), spec.high)
         out[name] = int(inside) if spec.whole else inside
     return out
@@ -163,7 +164,7 @@ def _inputs_of(entry: dict[str, Any], report: dict[str, Any]) -> list[str]:
         origin = report["derived"].get(name)
         if origin is not None:
             wanted += [
-                q for q in calculator.QUANTITIES if q != name and re.search(rf"\b{q}\b", origin["because"])
+                q for q in QUANTITIES if q != name and re.search(rf"\b{q}\b", origin["because"])
             ]
     return [n for n in seen if n in report["inputs"]]
 

@@ -6,7 +6,7 @@ appear only where these were recorded.  A sequence counts as kept when at least 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,8 +108,9 @@ def uniforms(batch: Batch) -> np.ndarray:
 
 
 def _with_advantages(
-    batch: Batch, drawn: Drawn, exact: Mapping[str, np.ndarray], mu, pi, response, tokens
-) -> None:  # type: ignore[no-untyped-def]
+    batch: Batch, drawn: Drawn, exact: Mapping[str, np.ndarray], mu: np.ndarray, pi: np.ndarray,
+    response: np.ndarray, tokens: Callable[..., None],
+) -> None:  # fmt: skip
     advantages = batch.padded(np.nan_to_num(batch.columns["advantages"]))
     old = batch.columns.get("old_log_probs")
     for name, method in masks.METHODS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 COMPAT = ("verl", "verl-sequence-is", "nemo-rl", "slime", "ms-swift")
 
@@ -48,7 +49,7 @@ class Settings:
             if name not in COMPAT:
                 raise ValueError(f"compat: got {name!r}, expected one of {', '.join(COMPAT)}")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -249,8 +250,8 @@ def _with_columns(batch: Batch, columns: Mapping[str, np.ndarray]) -> Batch:
     return replace(batch, columns=columns)
 
 
-def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict:
-    entry: dict = {"token": int(batch.tokens[i]), "position": int(batch.positions[i])}
+def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"token": int(batch.tokens[i]), "position": int(batch.positions[i])}
     if drawn is not None:
         entry |= {"rollout_log_prob": float(drawn.behaviour[i]), "train_log_prob": float(drawn.policy[i])}
     if batch.texts is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -247,9 +248,9 @@ class Top:
     """The ``limit`` entries with the largest value; ties go to the smaller name, so merging has no order."""
 
     limit: int
-    entries: list[tuple[float, str, dict]] = field(default_factory=list)
+    entries: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
 
-    def add(self, entries: Iterable[tuple[float, str, dict]]) -> None:
+    def add(self, entries: Iterable[tuple[float, str, dict[str, Any]]]) -> None:
         self.entries = sorted([*self.entries, *entries], key=lambda e: (-e[0], e[1]))[: self.limit]
 
     def floor(self) -> float:

@@ -112,7 +112,10 @@ def certify(
     log_w = _weights(log_w)
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    means = (lambda z: group_means(z, groups)) if groups is not None else np.asarray
+
+    def means(values: np.ndarray) -> np.ndarray:
+        return values if groups is None else group_means(values, groups)
+
     tv = interval(means(tv_values(log_w)), method, confidence=confidence, side=side)
     name = "TV of the laws of whole responses"
     out = [

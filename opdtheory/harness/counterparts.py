@@ -16,6 +16,7 @@ from .. import calculator
 from ..gradients import tabular_moments
 from ..gradients.estimators import Estimator
 from ..gradients.frontier import teacher_at_distance
+from ..quantities import QUANTITIES
 from ..tabular import Policy, PolicyPair, TeacherStudent, TokenTree, terminal_reward
 from .evidence import MAXIMA
 
@@ -38,7 +39,7 @@ def step(kl_per_token: float, seed: int = 0) -> dict[str, Any]:
     """
     tree, behavior, target = policies(kl_per_token, seed)
     pair = PolicyPair(tree, behavior, target, terminal_reward(tree, lambda _, tokens: float(0 in tokens)))
-    found = {n: getattr(pair, n, None) for n in calculator.QUANTITIES if n not in ("horizon", "vocab")}
+    found = {n: getattr(pair, n, None) for n in QUANTITIES if n not in ("horizon", "vocab")}
     given: dict[str, Any] = {n: float(v) for n, v in found.items() if isinstance(v, float | np.ndarray)}
     report = calculator.calculate(horizon=HORIZON, reward_range=(0.0, 1.0), **given)
     return {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import calculator, confidence, divergences, masks
+from ..quantities import QUANTITIES
 
 MAXIMA = ("tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max")
 
@@ -105,14 +106,12 @@ def evidence(
         "reverse_kl_max": arrays["reverse_kl"][mask].max(),
         "chi2_max": arrays["chi2"][mask].max(),
     }
-    given: dict[str, Any] = {
-        name: value for name, (value, _) in means.items() if name in calculator.QUANTITIES
-    }
+    given: dict[str, Any] = {name: value for name, (value, _) in means.items() if name in QUANTITIES}
     given |= {name: float(value) for name, value in maxima.items()}
     given |= {"horizon": horizon, "reward_sd": float(rewards.std())}
     # sample means may contradict each other by noise; only their domains are enforced
     for name in ("kl_seq", "reverse_kl_sum", "tv_sum", "tv_seq", "ratio_martingale"):
-        given[name] = float(np.clip(given[name], 0.0, calculator.QUANTITIES[name].high))
+        given[name] = float(np.clip(given[name], 0.0, QUANTITIES[name].high))
     report = calculator.calculate(reward_range=(0.0, 1.0), validate=False, **given)
     return {
         "quantities": {

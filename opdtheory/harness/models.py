@@ -408,7 +408,7 @@ def _norms_in_float64(module: nn.Module) -> None:
             def forward(x: torch.Tensor, norm: Any = norm) -> torch.Tensor:
                 return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
-            norm.forward = forward  # type: ignore[method-assign]
+            norm.forward = forward
 
 
 def _check_head(model: LanguageModel) -> None:

@@ -15,10 +15,11 @@ from opdtheory import checker
 from opdtheory.spaces import Size
 from opdtheory.verification import blocks as bl
 from opdtheory.verification.ascent import EXCESS, Budget, Findings, SidesError, attack, scores, threshold
-from opdtheory.verification.certificate import NotRecordable, build, file_name, load, states
+from opdtheory.verification.certificate import build, file_name, load, states
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.confirm import DENOMINATORS, counterexample, shrink
 from opdtheory.verification.evidence import Evidence
+from opdtheory.verification.expression import NotRecordable
 from opdtheory.verification.status import Status, as_printed, disagreement, own_status
 
 Effort = Literal["quick", "default", "thorough"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def _iterated_map(data: dict[str, Any]) -> MinorizerSteps | ProximalSteps:
     return ProximalSteps(teacher, laws, **scalars)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "policy_pair": _policy_pair,
     "teacher_student": _teacher_student,
     "single_state": _single_state,

@@ -47,7 +47,7 @@ class Unit:
     step: int | None = None
 
 
-def expand(paths: Iterable[str | os.PathLike]) -> list[Path]:
+def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Files named by the paths; folders give the known files inside them, in natural order."""
     out: list[Path] = []
     for given in paths:
