@@ -52,7 +52,7 @@ def audit_logs(
         outcome = run_batches(batches(in_memory(data), "arrays", settings.group), settings)
         outcome.sources = ["arrays"]
         return build(outcome, settings)
-    paths = [data] if isinstance(data, str | os.PathLike[str]) else list(data)
+    paths = [data] if isinstance(data, str | os.PathLike) else list(data)
     if not paths:
         raise ValueError("paths: got none, expected at least one file or folder")
     parts, faults = [], []
