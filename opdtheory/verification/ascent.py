@@ -175,7 +175,8 @@ def attack(claim: Claim, size: Size, budget: Budget, rng: np.random.Generator, s
         better = (new >= score)[:, None]
         improved = (new > score)[:, None]
         theta, score = np.where(better, proposal, theta), np.where(better[:, 0], new, score)
-        step = np.clip(np.where(improved, step * 1.5, step * 0.95), 1e-4, 8.0)
+        # on a plateau the step keeps its length, so that a lane wanders until it meets a slope
+        step = np.clip(np.where(improved, step * 1.5, np.where(better, step, step * 0.95)), 1e-4, 8.0)
         if round_ % 100 == 99 and lanes > 1:
             order = np.argsort(-score, kind="stable")
             top, bottom = order[: lanes // 2], order[lanes - lanes // 2 :]
