@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from itertools import cycle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opdtheory.report.recorded import draw_record
+from opdtheory.report.styles import COLOURS, Styles
 from opdtheory.verification.runner import load_record
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 Draw = Callable[[Mapping[str, Any], Figure], str]
 
 FIGURES: dict[str, Draw] = {}
@@ -42,20 +40,6 @@ def _number(x: Any) -> float:
     return float(x) if isinstance(x, int | float) and math.isfinite(x) else math.nan
 
 
-class _Styles:
-    """One colour and marker per label, the same in every panel."""
-
-    def __init__(self) -> None:
-        self._supply: Iterator[tuple[str, str]] = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
-        self._known: dict[str, tuple[str, str]] = {}
-
-    def __call__(self, label: str, line: str = "-") -> dict[str, Any]:
-        if label not in self._known:
-            self._known[label] = next(self._supply)
-        colour, marker = self._known[label]
-        return {"color": colour, "marker": marker, "markersize": 4, "linestyle": line, "linewidth": 1.4}
-
-
 def _legend(axes: Axes, **options: Any) -> None:
     axes.legend(fontsize="x-small", frameon=False, **options)
 
@@ -68,7 +52,7 @@ ERROR_BOUNDS = {
 
 @figure("bounds-over-divergence")
 def bounds_over_divergence(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     x = [row["kl"] for row in data["rows"]]
     for key, label in ERROR_BOUNDS.items():
         axes.loglog(x, [_number(row["bounds"].get(key)) for row in data["rows"]], label=label, markevery=6, **style(label, ":"))
@@ -87,7 +71,7 @@ def bounds_over_divergence(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("error-scaling")
 def error_scaling(data: Mapping[str, Any], target: Figure) -> str:
-    panels, style = target.subplots(1, 2, sharey=False), _Styles()
+    panels, style = target.subplots(1, 2, sharey=False), Styles()
     for axes, divergence, name in zip(panels, ("tv", "kl"), ("TV", "KL"), strict=True):
         study = [s for s in data["studies"] if s["divergence"] == divergence][1]
         families = sorted({row["family"] for row in study["rows"]})
@@ -110,7 +94,7 @@ def error_scaling(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("weight-variance")
 def weight_variance(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     for level in data["config"]["levels"]:
         rows = [r for r in data["rows"] if r["kl"] == level]
         label = f"token KL {level:g} nats"
@@ -126,7 +110,7 @@ def weight_variance(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("thresholds-over-horizon")
 def thresholds(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     wanted = {"trm.2.5.1/kl": "TRPO-style", "trm.2.5.4": "Pinsker-marginal", "trm.2.5.5": "Mixed", "ours.s1/uniform": "sequence KL (s1)"}
     for key, label in wanted.items():
         rows = [r for r in data["rows"] if r["id"] == key and r["divergence"] == "kl_max"]
@@ -139,7 +123,7 @@ def thresholds(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("topd-variance")
 def topd_variance(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     for vocab in (2, 1000, 151936):
         rows = [r for r in data["rows"] if r["vocab"] == vocab]
         alphas = sorted({r["alpha"] for r in rows})
@@ -160,7 +144,7 @@ def topd_variance(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("contraction")
 def contraction(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     alpha = 0.3
     start = sorted({r["start"] for r in data["rows"]})[0]
     rows = [r for r in data["rows"] if r["alpha"] == alpha and r["start"] == start]
@@ -180,7 +164,7 @@ def contraction(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("error-forgetting")
 def error_forgetting(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     for alpha in data["config"]["alphas"]:
         rows = [r for r in data["rows"] if r["alpha"] == alpha]
         label = f"α = {alpha}"
@@ -194,7 +178,7 @@ def error_forgetting(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("certificate-coverage")
 def coverage(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     for method in sorted({r["method"] for r in data["rows"]}):
         rows = [r for r in data["rows"] if r["method"] == method]
         sizes = sorted({r["samples"] for r in rows})
@@ -209,7 +193,7 @@ def coverage(data: Mapping[str, Any], target: Figure) -> str:
 
 @figure("certificate-width")
 def width(data: Mapping[str, Any], target: Figure) -> str:
-    axes, style = target.subplots(), _Styles()
+    axes, style = target.subplots(), Styles()
     rows = [r for r in data["rows"] if r["certificate"] == "tv_seq"]
     for method in sorted({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method]

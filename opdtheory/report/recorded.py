@@ -13,6 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from opdtheory.report.styles import COLOURS, Styles
+
 
 def draw_record(record: Mapping[str, Any], folder: str | Path, *, suffix: str = "svg") -> list[Path]:
     """Draw the figures of one experiment record into ``folder`` and return their paths.
@@ -56,12 +58,14 @@ def _finite(values: Sequence[Any]) -> list[float]:
 
 
 def _lines(axes: Axes, data: Mapping[str, Any]) -> None:
+    style, count = Styles(), len(data["series"])
     for i, (name, values) in enumerate(data["series"].items()):
         x = data.get("x") or range(len(values))
+        # about a dozen markers a line, shifted from line to line, so that lines on top of each other show
+        every = max(len(values) // 12, 1)
+        shown = slice(i * every // count, None, every)
         line = "--" if name in data.get("estimated", ()) else "-"
-        # the ten colours repeat: another marker tells the second ten from the first
-        marker = ".x^"[i // 10 % 3]
-        axes.plot(list(x)[: len(values)], _finite(values), marker=marker, linestyle=line, label=name)
+        axes.plot(list(x)[: len(values)], _finite(values), markevery=shown, label=name, **style(name, line))
     axes.set_xlabel(data["x_label"])
     axes.set_ylabel(data["y_label"])
     if data.get("log"):
@@ -73,7 +77,7 @@ def _lines(axes: Axes, data: Mapping[str, Any]) -> None:
 
 def _bars(axes: Axes, data: Mapping[str, Any]) -> None:
     positions = range(len(data["labels"]))
-    axes.barh(positions, _finite(data["values"]))
+    axes.barh(positions, _finite(data["values"]), color=COLOURS[0])
     axes.set_yticks(positions, data["labels"], fontsize="small")
     axes.invert_yaxis()
     if data.get("log"):
@@ -88,9 +92,10 @@ def _intervals(axes: Axes, data: Mapping[str, Any]) -> None:
     values = _finite(data["values"])
     below = [v - low for v, (low, _) in zip(values, data["intervals"], strict=True)]
     above = [high - v for v, (_, high) in zip(values, data["intervals"], strict=True)]
-    axes.errorbar(positions, values, yerr=[below, above], fmt="o", capsize=4, label="measured")
+    axes.errorbar(positions, values, yerr=[below, above], fmt="o", color=COLOURS[0], capsize=4, label="measured")
     if "reference" in data:
-        axes.plot(positions, _finite(data["reference"]), "x", label=data.get("reference_label", "reference"))
+        label = data.get("reference_label", "reference")
+        axes.plot(positions, _finite(data["reference"]), "x", color=COLOURS[1], label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(positions, data["labels"], rotation=20)
     axes.legend(fontsize="small")
