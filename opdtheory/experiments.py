@@ -272,7 +272,10 @@ def _versions(needs: Sequence[str]) -> dict[str, str]:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    called = Path(sys.argv[0])
+    # python -m opdtheory is the same command
+    name = called.parent.name if called.name == "__main__.py" else called.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -250,6 +250,10 @@ def test_the_recorded_collapse_study_says_what_its_report_says() -> None:
         assert bad["final_worst"] < rows[mismatch, "CISPO", 0.2]["final_worst"]
         assert bad["collapsed"] > rows[mismatch, "DPPO binary KL", 0.2]["collapsed"]
         assert max(rows[mismatch, "CISPO", rate]["collapsed"] for rate in (0.05, 0.2, 0.8)) == 0
+        # masking whole responses is safe and slow
+        masked = [rows[mismatch, "TRM, max KL 0.05", rate] for rate in (0.05, 0.2, 0.8)]
+        assert max(row["collapsed"] for row in masked) < 0.05
+        assert masked[0]["final_mean"] < rows[mismatch, "CISPO", 0.05]["final_mean"]
         # the smallest mask does not do
         assert rows[mismatch, "negative drop 0.5", 0.8]["collapsed"] > 0.1
     assert rows["none", "MiniRL", 0.2]["final_mean"] == rows["none", "GRPO clip-higher", 0.2]["final_mean"]

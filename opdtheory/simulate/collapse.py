@@ -15,7 +15,7 @@ from opdtheory.simulate.rollouts import Rollout
 from opdtheory.simulate.signals import Terminal, World
 from opdtheory.simulate.students import LinearStudent
 from opdtheory.simulate.train import Algorithm, train
-from opdtheory.simulate.weights import NegativeDrop, Unified, Weight
+from opdtheory.simulate.weights import MaskedSequences, NegativeDrop, Unified, Weight
 from opdtheory.tabular import Reward, TokenTree
 
 __all__ = ["METHODS", "MISMATCHES", "collapse_cell", "collapse_report", "pooled"]
@@ -29,8 +29,11 @@ METHODS: Mapping[str, Weight] = {
     "DPPO binary KL": Unified("dppo_binary_kl"),
     "DPPO binary KL, decoupled": Unified("dppo_binary_kl", anchor="old"),
     "negative drop 0.5": NegativeDrop(0.5),
+    "TRM, max KL 0.05": MaskedSequences(delta_max=0.05),
 }
-"""The off-policy rules compared in the collapse study, with the thresholds of their sources."""
+"""The off-policy rules compared in the collapse study, with the thresholds of their sources (that of trust
+region masking is ours).
+"""
 
 
 def collapse_world(

@@ -134,6 +134,7 @@ def simulate(run: Run) -> dict[str, Any]:
             "DPPO binary KL",
             "DPPO binary KL, decoupled",
             "negative drop 0.5",
+            "TRM, max KL 0.05",
         ],
         "mismatches": ["none", "flips", "stale"],
         "rates": [0.05, 0.2, 0.8],
