@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import experiments
 
@@ -72,7 +72,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _print_list() -> None:
-    table = Table("experiment", "what it does", "needs", "defaults")
+    table = Table(Column("experiment", no_wrap=True), "what it does", "needs", "defaults")
     for exp in experiments.load_all().values():
         absent = experiments.missing(exp)
         needs = ", ".join(f"{m} (missing)" if m in absent else m for m in exp.needs) or "core"
