@@ -28,6 +28,16 @@ TUNED = {
     "MALLOC_TOP_PAD_": "1073741824",
 }
 ALPHA = 0.1
+NAMES = ("floor", "numba", "numpy", "torch eager", "torch eager tuned", "rows", "rows tuned", "compile")
+TARGETS = {
+    "torch eager tuned / numba": ("torch eager tuned", "numba", ">=", 8.0),
+    "torch eager / numba": ("torch eager", "numba", ">=", 30.0),
+    "torch.compile / numba": ("compile", "numba", ">=", 2.5),
+    "numba / reading once": ("numba", "floor", "<=", 7.0),
+    "numpy / torch row by row": ("numpy", "rows", "<=", 1.0),
+    "numpy / torch row by row, tuned": ("numpy", "rows tuned", "<=", 1.0),
+}
+"""What the package promises: numerator, denominator, direction, bound."""
 
 
 def torch_statistics(torch: Any, x: Any, y: Any, tokens: Any) -> Any:
@@ -132,23 +142,30 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(args.child, args.tokens, args.vocab, args.threads)))
         return
-    names = ["floor", "numba", "numpy", "torch eager", "torch eager tuned", "rows", "rows tuned", "compile"]
-    best = dict.fromkeys(names, math.inf)
+    best = dict.fromkeys(NAMES, math.inf)
     for _ in range(args.rounds):
-        for name in names:
+        for name in NAMES:
             best[name] = min(best[name], _measure(name, args))
-    floor, ours = best["floor"], best["numba"]
+    ratios = {name: _ratio(best, target) for name, target in TARGETS.items()}
     print(f"{args.tokens} tokens × {args.vocab}, float32, {args.threads} thread(s)")
-    for name in names:
+    for name in NAMES:
         print(
-            f"{name:20s} {best[name] * 1e3:9.2f} ms  {best[name] / floor:7.1f} × floor  "
-            f"{best[name] / ours:6.2f} × numba"
+            f"{name:20s} {best[name] * 1e3:9.2f} ms  {best[name] / best['floor']:7.1f} × floor  "
+            f"{best[name] / best['numba']:6.2f} × numba"
         )
+    for name, (_, _, sign, bound) in TARGETS.items():
+        met = ratios[name] >= bound if sign == ">=" else ratios[name] <= bound
+        print(f"{name:36s} {ratios[name]:7.2f}   target {sign} {bound:g}   {'met' if met else 'missed'}")
     if args.json:
+        result = {"tokens": args.tokens, "vocab": args.vocab, "threads": args.threads, "seconds": best}
         with open(args.json, "w") as stream:
-            json.dump(
-                {"tokens": args.tokens, "vocab": args.vocab, "threads": args.threads, "seconds": best}, stream
-            )
+            json.dump(result | {"ratios": ratios}, stream, indent=1)
+
+
+def _ratio(seconds: dict[str, float], target: tuple[str, str, str, float]) -> float:
+    """The two implementations' times over one another; NaN where either failed."""
+    above, below = seconds[target[0]], seconds[target[1]]
+    return above / below if math.isfinite(above) and math.isfinite(below) else math.nan
 
 
 def _measure(name: str, args: argparse.Namespace) -> float:

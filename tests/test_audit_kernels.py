@@ -80,6 +80,19 @@ def test_small_divergences_keep_their_digits_in_float32(backend, scale, sharpnes
         assert expected["kl_pq"].min() < 1e-8
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ties", [1, 2])
+def test_small_terms_beside_a_dominant_one_keep_their_digits(backend, ties):
+    """A token with nearly all the mass: log p is as small as the mass of the others, which float32 sums lose."""
+    p, q, _ = pair(np.random.default_rng(3), 4, 30_000, 1e-3)
+    p[:, 700 : 700 + ties] = q[:, 700 : 700 + ties] = 29.0
+    tokens = np.full(4, 700)
+    found = kernels.pair_statistics(p, q, tokens, topk=TOPK, alpha=ALPHA, backend=backend)
+    for name in ("logp_p", "logp_q"):
+        expected = reference(p, q, tokens)[name]
+        assert close(found[name], expected, FLOAT64) and (ties > 1 or expected.max() > -1e-5)
+
+
 def test_the_careful_row_is_right_in_float64():
     p, q, tokens = pair(np.random.default_rng(1), 5, 200, 0.4)
     exact = [numpy_rows.careful_row(p[i], q[i], int(tokens[i]), TOPK, ALPHA) for i in range(len(p))]

@@ -51,6 +51,18 @@ def nearest(typingctx, x):  # type: ignore[no-untyped-def]
     return types.float32(types.float32), codegen
 
 
+@intrinsic
+def multiply_add(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """a·b + c; an instruction, so that relaxed arithmetic does not regroup its parts."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        real = ir.FloatType()
+        kind = ir.FunctionType(real, [real] * 3)
+        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [real], kind), args)
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
 @numba.njit(inline="always", fastmath=FLAGS)
 def square_part(r):  # type: ignore[no-untyped-def]
     """e^r − 1 − r for |r| ≤ ½ log 2."""
@@ -67,8 +79,8 @@ def square_part(r):  # type: ignore[no-untyped-def]
 def exp_parts(x):  # type: ignore[no-untyped-def]
     """(e^r − 1 − r, 2ⁿ, r, n) with e^x = 2ⁿe^r, |r| ≤ ½ log 2, for −87 ≤ x ≤ 88."""
     n = nearest(x * F(1.4426950408889634))  # type: ignore
-    r = x - n * F(0.693359375)
-    r = r + n * F(2.12194440e-4)
+    r = multiply_add(n, F(-0.693359375), x)  # type: ignore
+    r = multiply_add(n, F(2.12194440e-4), r)  # type: ignore
     return square_part(r), from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))), r, n
 
 
@@ -102,6 +114,17 @@ def log1p_small(f):  # type: ignore[no-untyped-def]
     y = y * f + F(3.3333331174e-1)
     f2 = f * f
     return f + f2 * (y * f - F(0.5))
+
+
+@numba.njit(inline="always", fastmath=FLAGS)
+def log1p_tiny(f):  # type: ignore[no-untyped-def]
+    """log(1 + f) for |f| ≤ 0.1."""
+    y = F(1 / 7) * f - F(1 / 6)
+    y = y * f + F(1 / 5)
+    y = y * f - F(1 / 4)
+    y = y * f + F(1 / 3)
+    y = y * f - F(1 / 2)
+    return f + f * f * y
 
 
 @numba.njit(inline="always")

@@ -29,7 +29,8 @@ from opdtheory.audit.kernels.numba_math import (
     from_bits,
     key,
     log1p,
-    log1p_small,
+    log1p_tiny,
+    nearest,
     phi_series,
     square_part,
     value,
@@ -43,16 +44,18 @@ SPREAD = 40.0
 """Rows that were so raised somewhere and have a log ratio beyond this are computed in float64."""
 NEAR = 0.69
 """Blocks whose log ratios all lie below this (log 2) take the shorter loop."""
+TINY = 0.1
+"""Where α|e^ℓ − 1| stays below this, as it does at α = 0.1 in those blocks, a short series gives the logarithm."""
 
 
 @numba.njit(nogil=True, cache=True)
 def _maxima(x, tops):  # type: ignore[no-untyped-def]
-    """Maximum of every SUB elements into ``tops``; returns the minimum of all.  NaN comes out as NaN in one
-    of them.
+    """Maximum of every SUB elements into ``tops``; returns the maximum and minimum of all.  NaN comes out as
+    NaN in one of them.
 
     Integer keys, because maxima of integers vectorise and those of floats with NaN do not.
     """
-    low = np.int32(0x7FFFFFFF)
+    high, low = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
     whole = x.shape[0] // SUB
     for s in range(whole):
         m, l = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
@@ -61,6 +64,7 @@ def _maxima(x, tops):  # type: ignore[no-untyped-def]
             m = k if k > m else m
             l = k if k < l else l
         tops[s] = value(m)
+        high = m if m > high else high
         low = l if l < low else low
     if whole < tops.shape[0]:
         m = np.int32(-0x80000000)
@@ -69,47 +73,41 @@ def _maxima(x, tops):  # type: ignore[no-untyped-def]
             m = k if k > m else m
             low = k if k < low else low
         tops[whole] = value(m)
-    return value(low)
-
-
-@numba.njit(fastmath={"nsz", "contract"}, error_model="numpy", nogil=True, cache=True)
-def _exponentials(x, top, es):  # type: ignore[no-untyped-def]
-    """e^{x−top} of one block; reassociation would cost digits of the normaliser."""
-    for i in range(x.shape[0]):
-        a = x[i] - top
-        es[i] = exp(F(-LOWEST) if a < F(-LOWEST) else a)
+        high = m if m > high else high
+    return value(high), value(low)
 
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
-def _sums(x, top, es):  # type: ignore[no-untyped-def]
-    """Σ e and Σ e·(x − top) of one block; the first in float64, as one large term would swallow the others'
-    digits.
+def _sums(x, top):  # type: ignore[no-untyped-def]
+    """Σ e^{x−top} and Σ e^{x−top}·(x − top) of one block with maximum ``top``.
+
+    The terms at the maximum are counted, as beside a 1 the others would lose their digits.
     """
-    total, weighted = 0.0, F(0)
+    total = rest = weighted = F(0)
     for i in range(x.shape[0]):
         a = x[i] - top
-        total += es[i]
-        weighted += es[i] * (F(-LOWEST) if a < F(-LOWEST) else a)
-    return total, weighted
+        a = F(-LOWEST) if a < F(-LOWEST) else a
+        e = exp(a)
+        total += e
+        rest += e if a < F(0) else F(0)
+        weighted += e * a
+    return np.float64(nearest(total - rest)) + np.float64(rest), np.float64(weighted)
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
-def _normaliser(x, tops, es):  # type: ignore[no-untyped-def]
+def _normaliser(x, tops):  # type: ignore[no-untyped-def]
     """(log Σe^x, entropy, minimum) of a row; fills the maxima of its parts."""
     low = F(np.inf)
     top, total, weighted = -np.inf, 0.0, 0.0
     for start in range(0, x.shape[0], BLOCK):
         stop = min(start + BLOCK, x.shape[0])
-        part = tops[start // SUB : (stop + SUB - 1) // SUB]
-        least = _maxima(x[start:stop], part)
-        here = part.max()
+        here, least = _maxima(x[start:stop], tops[start // SUB : (stop + SUB - 1) // SUB])
         if not (here < np.inf and least < np.inf):
             return np.nan, np.nan, np.nan
         low = min(low, least)
         if here == -np.inf:
             continue
-        _exponentials(x[start:stop], here, es)
-        s, w = _sums(x[start:stop], here, es)
+        s, w = _sums(x[start:stop], here)
         if here > top:
             factor = math.exp(top - here)
             weighted = factor * (weighted + total * (top - here)) if total > 0 else 0.0
@@ -147,26 +145,27 @@ def _densities(x, y, lse_p, lse_q, shift, ps, halves):  # type: ignore[no-untype
 def _ratios_near(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
     """``_ratios`` of a block whose log ratios are all below log 2: no powers of two, JSD by its series
     alone.
+
+    With h = ℓ/2 and w = e^h − 1: e^ℓ − 1 − ℓ = 2(e^h − 1 − h) + w², and KL(p‖q) + KL(q‖p) = Σ pℓ(e^ℓ − 1).
     """
-    a0 = a1 = a2 = a3 = a4 = a5 = F(0)
+    squares = both = a2 = a3 = a4 = a5 = F(0)
     for i in range(count):
         p, half = ps[i], halves[i]
         square = square_part(half)
         w = half + square
         w2 = w * w
         em1 = w + w + w2
-        g = square + square + w2
         pe = p * em1
-        a0 += p * g
-        a1 += p * ((half + half) * em1 - g)
+        squares += p * square
+        both += pe * half
         a2 += abs(pe)
         a3 += pe * em1
         a4 += p * w2
-        h2 = half * half
-        a5 += (p * F(2.0) + pe) * phi_series(h2)
+        a5 += (p + p + pe) * phi_series(half * half)
         ems[i] = em1
-    sums[0] += a0
-    sums[1] += a1
+    kl = 2.0 * squares + a4
+    sums[0] += kl
+    sums[1] += 2.0 * both - kl
     sums[2] += a2
     sums[3] += a3
     sums[4] += a5
@@ -215,10 +214,10 @@ def _jsd(ps, halves, ems, count, sums):  # type: ignore[no-untyped-def]
 
 @numba.njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
 def _moment_near(ps, ems, alpha, count, sums):  # type: ignore[no-untyped-def]
-    """Adds E_p[log²(1 + α(e^ℓ − 1))] where the argument of the logarithm stays within [√½, √2]."""
+    """Adds E_p[log²(1 + α(e^ℓ − 1))] where α|e^ℓ − 1| ≤ TINY."""
     moment = F(0)
     for i in range(count):
-        t = log1p_small(alpha * ems[i])
+        t = log1p_tiny(alpha * ems[i])
         moment += ps[i] * t * t
     sums[6] += moment
 
@@ -340,8 +339,8 @@ def _sweep(xs, ys, tokens, k, alpha, out, careful):  # type: ignore[no-untyped-d
     ps, halves, ems = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for row in range(xs.shape[0]):
         x, y, token = xs[row], ys[row], tokens[row]
-        lse_p, entropy_p, low_p = _normaliser(x, tops_x, ps)
-        lse_q, entropy_q, low_q = _normaliser(y, tops_y, ps)
+        lse_p, entropy_p, low_p = _normaliser(x, tops_x)
+        lse_q, entropy_q, low_q = _normaliser(y, tops_y)
         if not (abs(lse_p) < np.inf and abs(lse_q) < np.inf):
             careful[row] = True
             continue
@@ -360,7 +359,7 @@ def _sweep(xs, ys, tokens, k, alpha, out, careful):  # type: ignore[no-untyped-d
             else:
                 _ratios(ps, halves, ems, count, sums)
                 _jsd(ps, halves, ems, count, sums)
-            if alpha * math.expm1(here) < 0.41:
+            if alpha * math.expm1(here) < TINY:
                 _moment_near(ps, ems, alpha, count, sums)
             else:
                 _moment(ps, ems, alpha, count, sums)

@@ -41,14 +41,12 @@ def pair_statistics(
 def _row(
     x: np.ndarray, y: np.ndarray, token: int, topk: int, alpha: float, work: np.ndarray
 ) -> np.ndarray | float:
-    top_x, top_y = x.max(), y.max()
-    if not (np.isfinite(top_x) and np.isfinite(top_y)):
+    lse_p, entropy_p, low_x = _normaliser(x, work)
+    lse_q, entropy_q, low_y = _normaliser(y, work)
+    if np.isnan(lse_p) or np.isnan(lse_q):
         return np.nan
-    low = min(x.min() - top_x, y.min() - top_y)
-    if low < -SAFE_RANGE or not np.isfinite(low):
+    if min(low_x, low_y) < -SAFE_RANGE:
         return careful_row(x, y, token, topk, alpha)
-    lse_p, entropy_p = _normaliser(x, top_x, work)
-    lse_q, entropy_q = _normaliser(y, top_y, work)
     sums = np.zeros(7)
     largest = 0.0
     for a in range(0, len(x), CHUNK):
@@ -58,8 +56,8 @@ def _row(
     kl_top, tv_top = topk_row(x, y, lse_p, lse_q, token, topk)
     return np.array(
         [
-            x[token] - lse_p,
-            y[token] - lse_q,
+            float(x[token]) - lse_p,
+            float(y[token]) - lse_q,
             entropy_p,
             entropy_q,
             sums[0],
@@ -77,16 +75,32 @@ def _row(
     )
 
 
-def _normaliser(x: np.ndarray, top: np.floating, work: np.ndarray) -> tuple[float, float]:
-    """log Σ e^x and the entropy."""
-    total = weighted = 0.0
+def _normaliser(x: np.ndarray, work: np.ndarray) -> tuple[float, float, float]:
+    """(log Σe^x, entropy, smallest logit less the largest); NaN for a row with NaN or +inf or only −inf.
+
+    Only the last is right where it is below −SAFE_RANGE.
+    """
+    top, low, total, weighted = -np.inf, np.inf, 0.0, 0.0
     for a in range(0, len(x), CHUNK):
         part = x[a : a + CHUNK]
+        here, low = float(part.max()), min(low, float(part.min()))
+        if not here < np.inf:
+            return np.nan, np.nan, np.nan
+        before, top = top, max(top, here)
+        if not low - top >= -SAFE_RANGE:
+            continue  # only NaN can still matter
+        if top > before and total:
+            fade = math.exp(before - top)
+            weighted = fade * (weighted + total * (before - top))
+            total *= fade
         shifted, e = work[0, : len(part)], work[1, : len(part)]
-        np.exp(np.subtract(part, top, out=shifted), out=e)
+        np.exp(np.subtract(part, x.dtype.type(top), out=shifted), out=e)
         total += float(e.sum(dtype=np.float64))
         weighted += float(np.dot(e, shifted))
-    return float(top) + float(np.log(total)), float(np.log(total)) - weighted / total
+    if top == -np.inf:
+        return np.nan, np.nan, np.nan
+    entropy = math.log(total) - weighted / total if total else 0.0
+    return top + math.log(total or 1.0), entropy, low - top
 
 
 def _chunk(
@@ -102,10 +116,11 @@ def _chunk(
     if largest > SERIES_BELOW:
         small = np.clip(ell, -SERIES_BELOW, SERIES_BELOW, out=pe)
     square = np.multiply(small, small, out=t)
-    _horner(SERIES_G, small, g)
+    reach = min(largest, SERIES_BELOW)
+    _horner(SERIES_G, small, reach, g)
     g *= square
     square *= x.dtype.type(0.25)
-    _horner(SERIES_PHI, square, j)
+    _horner(SERIES_PHI, square, reach**2 / 4, j)
     j *= square
     np.add(g, ell, out=em1)
     np.add(em1, 2, out=pe)
@@ -151,10 +166,13 @@ SERIES_PHI = (1 / 2, -1 / 4, 1 / 9, -17 / 360, 31 / 1575)
 """φ(h)/h² in powers of h², φ(h) = h tanh h − log cosh h; 2JSD = Σ p(1 + e^ℓ) φ(ℓ/2)."""
 
 
-def _horner(series: tuple[float, ...], x: np.ndarray, out: np.ndarray) -> None:
+def _horner(series: tuple[float, ...], x: np.ndarray, reach: float, out: np.ndarray) -> None:
+    """The series at |x| ≤ ``reach``, without the terms that are below its rounding there."""
     kind = x.dtype.type
-    np.multiply(x, kind(series[-1]), out=out)
-    for c in series[-2:0:-1]:
+    least = float(np.finfo(kind).eps) / 8 * abs(series[0])
+    used = max(2, sum(abs(c) * reach**i > least for i, c in enumerate(series)))
+    np.multiply(x, kind(series[used - 1]), out=out)
+    for c in series[used - 2 : 0 : -1]:
         out += kind(c)
         out *= x
     out += kind(series[0])
@@ -168,12 +186,7 @@ def topk_row(
     x: np.ndarray, y: np.ndarray, lse_x: float, lse_y: float, token: int, k: int
 ) -> tuple[float, float]:
     """KL(p‖q) and TV after merging all but p's top k tokens and the drawn one, ties to the lower index."""
-    if k >= len(x):
-        top = np.arange(len(x))
-    else:
-        edge = _kth_largest(x, k)
-        above = np.flatnonzero(x > edge)
-        top = np.concatenate([above, np.flatnonzero(x == edge)[: k - len(above)]])
+    top = _largest(x, k)
     if token not in top:
         top = np.append(top, token)
     return topk_pair(
@@ -183,16 +196,22 @@ def topk_row(
     )
 
 
-def _kth_largest(x: np.ndarray, k: int) -> np.floating:
-    """The k-th largest entry: the k-th largest maximum of 64 neighbours bounds it from below, which leaves
-    few.
+def _largest(x: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k largest entries, ties to the lower index.
+
+    At least k entries reach the k-th largest of the maxima of 64 entries each, which leaves few to look at.
     """
-    whole = len(x) // 64 * 64
-    if whole // 64 > 4 * k:
-        maxima = x[:whole].reshape(-1, 64).max(axis=1)
-        bar = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
-        x = x[x >= bar]
-    return np.partition(x, len(x) - k)[len(x) - k]
+    if k >= len(x):
+        return np.arange(len(x))
+    at = np.arange(len(x))
+    columns = len(x) // 64
+    if columns > 4 * k:
+        maxima = x[: 64 * columns].reshape(64, columns).max(axis=0)
+        at = np.flatnonzero(x >= np.partition(maxima, columns - k)[columns - k])
+    values = x[at]
+    edge = np.partition(values, len(values) - k)[len(values) - k]
+    above = at[values > edge]
+    return np.concatenate([above, at[values == edge][: k - len(above)]])
 
 
 def topk_pair(p: np.ndarray, q: np.ndarray, everything: bool = False) -> tuple[float, float]:
