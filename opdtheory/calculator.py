@@ -17,6 +17,8 @@ from opdtheory.bounds.registry import LOWER, REGISTRY, TARGETS, UNIT_INTERVAL, B
 from opdtheory.quantities import QUANTITIES, RULES, check_consistency, check_domain, derive
 
 SCHEMA_VERSION = "1.0"
+_FROM_RANGE = frozenset({"reward_bound", "advantage_bound"})
+"""Quantities that follow from the reward range and are not asked for."""
 
 
 def _value(bound: Bound, values: Mapping[str, Any], span: float) -> float:
@@ -40,10 +42,10 @@ def _roots(bound: Bound, given: Mapping[str, Any], values: Mapping[str, Any]) ->
             wanted += [
                 s
                 for r in RULES
-                if r.quantity == name and all(x in values for x in r.sources)
+                if r.quantity == name and not r.only_checks and all(x in values for x in r.sources)
                 for s in r.sources
             ]
-    return [name for name in given if name in seen and QUANTITIES[name].divergence]
+    return [name for name in given if name in seen and name in QUANTITIES and QUANTITIES[name].divergence]
 
 
 def _largest_divergences(
@@ -110,6 +112,7 @@ def _entry(
         entry["can_certify_improvement"] = value < _surrogate_limit(values, span)
         if "surrogate" in given:
             entry["improvement_lower"] = given["surrogate"] - value
+            entry["improvement_upper"] = given["surrogate"] + value
     return entry
 
 
@@ -123,21 +126,20 @@ def _beats(bound: Bound, name: str, given: Mapping[str, Any], best: float, span:
 
 
 def _suggestions(
-    given: Mapping[str, Any],
-    defaulted: list[str],
-    values: Mapping[str, Any],
-    computed: list[dict[str, Any]],
-    span: float,
+    given: Mapping[str, Any], values: Mapping[str, Any], computed: list[dict[str, Any]], span: float
 ) -> list[dict[str, Any]]:
-    """For each quantity not given: what it unlocks or sharpens, and where it beats the best."""
+    """For each quantity not given: what it unlocks or sharpens, and where it beats the best.
+
+    First those that can give a smaller error bound, the ones that need to fall least below what is known first.
+    """
     errors = [e["value"] for e in computed if e["target"] == "surrogate_error"]
     best = min(errors, default=math.inf)
     have = {e["id"] for e in computed}
     out = []
     for name, spec in QUANTITIES.items():
-        if (name in given and name not in defaulted) or name == "surrogate":
+        if name in given or name in _FROM_RANGE or name == "surrogate":
             continue
-        more, _ = derive({**given, name: 0.5 if name == "alpha" else 1})
+        more, _ = derive({**given, name: 0.5 if spec.open_ends else 1})
         unlocks = [
             b.id
             for b in REGISTRY.values()
@@ -160,19 +162,54 @@ def _suggestions(
             row["beats_best_below"] = (
                 max((_beats(b, name, given, best, span) for b in affected), default=0.0) or None
             )
+        if name in values:
+            row["known_below"] = float(values[name])
         if unlocks or row["sharpens"]:
             out.append(row)
-    return out
+    return sorted(out, key=_effort)
 
 
-def _notes(given: Mapping[str, Any], values: Mapping[str, Any], span: float) -> list[str]:
+def _effort(row: Mapping[str, Any]) -> float:
+    """By which factor a quantity must fall below what is known of it before it helps."""
+    edge = row.get("beats_best_below")
+    return math.inf if not edge else row.get("known_below", math.inf) / edge if math.isfinite(edge) else 0.0
+
+
+def _contradictions(
+    given: Mapping[str, Any], values: Mapping[str, Any], computed: list[dict[str, Any]], span: float
+) -> list[str]:
+    """What the inputs imply against each other once they are put into the bounds."""
+    found = []
     limit = _surrogate_limit(values, span)
-    if given.get("surrogate", -math.inf) > limit:
-        return [
-            f"surrogate={given['surrogate']:g} exceeds {limit:g}, the largest value that any policy with"
-            " these divergences can have: it is an estimate with noise, or the divergences are underestimated"
-        ]
-    return []
+    if abs(given.get("surrogate", 0.0)) > limit * (1 + 1e-9):
+        found.append(
+            f"surrogate: got {given['surrogate']:g}, expected at most {limit:g} in size, the largest value that any"
+            " policy with these divergences can have: it is an estimate with noise, or the divergences are"
+            " underestimated"
+        )
+    ends = _improvement(computed)
+    if len(ends) == 2 and ends["lower"]["value"] > ends["upper"]["value"] + 1e-9 * span:
+        low, high = (REGISTRY[ends[side]["id"]] for side in ("lower", "upper"))
+        found.append(
+            f"{', '.join(low.needs)}: {low.id} says J(π) − J(μ) ≥ {ends['lower']['value']:g}, expected at most"
+            f" {ends['upper']['value']:g}, which {high.id} concludes from {', '.join(high.needs)}"
+        )
+    return found
+
+
+def _improvement(computed: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The best lower and upper bound on J(π) − J(μ) itself, each with the bound it comes from."""
+    lower = [(e["value"], e["id"]) for e in computed if e["target"] == "improvement_lower"]
+    lower += [(e["improvement_lower"], e["id"]) for e in computed if "improvement_lower" in e]
+    lower += [(-e["value"], e["id"]) for e in computed if e["target"] == "improvement"]
+    upper = [
+        (e["value"], e["id"]) for e in computed if e["target"] in ("improvement", "improvement_upper")
+    ] + [(e["improvement_upper"], e["id"]) for e in computed if "improvement_upper" in e]
+    ends = {
+        "lower": max(lower, key=lambda e: e[0], default=None),
+        "upper": min(upper, key=lambda e: e[0], default=None),
+    }
+    return {side: {"value": end[0], "id": end[1]} for side, end in ends.items() if end is not None}
 
 
 def calculate(
@@ -187,44 +224,50 @@ def calculate(
 
     Returns:
         ``inputs``, ``derived``, ``bounds`` sorted by value, ``not_computable`` with what each still needs,
-        ``suggestions`` (which quantity unlocks or sharpens which bound), the ``best`` bound per target.
+        ``suggestions`` (which quantity unlocks or sharpens which bound, the most helpful first), the ``best``
+        bound per target, and the best two-sided statement on the ``improvement`` itself.
 
     Raises:
         ValueError: an unknown quantity, a value outside its domain, or values that contradict each other.
+            Unvalidated contradictions appear in ``notes``.
 
     >>> report = calculate(horizon=4096, kl_max=1e-4, kl_seq=0.01)
     >>> report["best"]["surrogate_error"], report["bounds"][0]["vacuous"]
     ('ours.s1', False)
     """
     low, high = (float(x) for x in reward_range)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (math.isfinite(high - low) and low < high):
         raise ValueError(
             f"reward_range: got {reward_range!r}, expected two finite numbers, the smaller first"
         )
     span = high - low
-    given = {name: check_domain(name, value) for name, value in quantities.items() if value is not None}
+    inputs = {name: check_domain(name, value) for name, value in quantities.items() if value is not None}
+    given = {**inputs, "reward_span": span, "reward_size": max(abs(low), abs(high))}
+    if "J_behavior" in given:
+        if not low < given["J_behavior"] < high:
+            raise ValueError(
+                f"J_behavior: got {given['J_behavior']:g}, expected a number strictly inside the reward range"
+                f" [{low:g}, {high:g}]"
+            )
+        # improvements do not see a shift of the reward: R − min R ≥ 0 takes the place of R
+        given["J_behavior"] -= low
     if validate:
-        check_consistency(given, span)
-    for name, default in (
-        ("reward_bound", max(abs(low), abs(high))),
-        ("reward_sd", span / 2),
-        ("advantage_bound", span),
-    ):
-        given.setdefault(name, default)
-    defaulted = [n for n in ("reward_bound", "reward_sd", "advantage_bound") if quantities.get(n) is None]
+        check_consistency(given)
     values, origin = derive(given)
-    origin |= {n: "from the reward range" for n in defaulted}
     computed, missing = [], []
     for bound in REGISTRY.values():
         if bound.target == "step":
             continue
         lacking = [n for n in bound.needs if n not in values]
+        lacking += [f"{n} = 0" for n in bound.without if given.get(n)]
         if lacking:
             missing.append({"id": bound.id, "name": bound.name, "needs": lacking})
         else:
             computed.append(_entry(bound, given, values, origin, span))
-    notes = _notes(given, values, span)
     computed.sort(key=lambda e: e["value"])
+    notes = _contradictions(given, values, computed, span)
+    if validate and notes:
+        raise ValueError(notes[0])
     best: dict[str, str] = {}
     for entry in reversed(computed) if computed else []:
         if entry["target"] not in LOWER:
@@ -232,17 +275,17 @@ def calculate(
     for entry in computed:
         if entry["target"] in LOWER:
             best[entry["target"]] = entry["id"]
-    shown = {n: v for n, v in given.items() if n not in defaulted}
     return {
         "schema_version": SCHEMA_VERSION,
-        "inputs": {**shown, "reward_range": [low, high]},
+        "inputs": {**inputs, "reward_range": [low, high]},
         "derived": {n: {"value": values[n], "because": origin[n]} for n in origin if n in QUANTITIES},
         "bounds": computed,
         "best": best,
+        "improvement": _improvement(computed),
         "notes": notes,
         "surrogate_limit": _surrogate_limit(values, span),
         "not_computable": missing,
-        "suggestions": _suggestions(given, defaulted, values, computed, span),
+        "suggestions": _suggestions(given, values, computed, span),
         "targets": {t: TARGETS[t] for t in dict.fromkeys(e["target"] for e in computed)},
     }
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opdtheory import planning
-from opdtheory.bounds.registry import TARGETS
+from opdtheory.bounds.registry import LOWER, TARGETS
 from opdtheory.calculator import calculate, jsonable
 from opdtheory.quantities import QUANTITIES
 
@@ -36,6 +36,7 @@ def bounds(
     kl_max: Annotated[Number, _option("kl_max")] = None,
     reverse_kl_max: Annotated[Number, _option("reverse_kl_max")] = None,
     kl_seq: Annotated[Number, _option("kl_seq")] = None,
+    reverse_kl_seq: Annotated[Number, _option("reverse_kl_seq")] = None,
     reverse_kl_sum: Annotated[Number, _option("reverse_kl_sum")] = None,
     tv_sum: Annotated[Number, _option("tv_sum")] = None,
     tv_seq: Annotated[Number, _option("tv_seq")] = None,
@@ -48,9 +49,7 @@ def bounds(
     reward_sd: Annotated[Number, _option("reward_sd")] = None,
     reward_range: RewardRange = (0.0, 1.0),
     surrogate: Annotated[Number, _option("surrogate")] = None,
-    J_behavior: Annotated[
-        Number, typer.Option("--j-behavior", help=QUANTITIES["J_behavior"].meaning + ".")
-    ] = None,
+    J_behavior: Annotated[Number, _option("J_behavior")] = None,
     reward_log_w: Annotated[Number, _option("reward_log_w")] = None,
     cost_log_w: Annotated[Number, _option("cost_log_w")] = None,
     reward_floor_log_w: Annotated[Number, _option("reward_floor_log_w")] = None,
@@ -111,6 +110,10 @@ def _number(x: float) -> str:
     return "∞" if math.isinf(x) else f"{x:.4g}"
 
 
+def _flag(quantity: str) -> str:
+    return "--" + quantity.replace("_", "-").lower()
+
+
 def _print_report(report: dict[str, Any]) -> None:
     console = Console()
     for target, meaning in report["targets"].items():
@@ -118,7 +121,7 @@ def _print_report(report: dict[str, Any]) -> None:
         table = Table(title=meaning, title_justify="left", title_style="bold")
         for column in ("value", "", "bound", "id", "scaling", "says something below"):
             table.add_column(column, justify="right" if column == "value" else "left", overflow="fold")
-        for e in rows if target != "improvement_lower" else reversed(rows):
+        for e in rows if target not in LOWER else reversed(rows):
             below = ", ".join(
                 f"{name} {_number(x)}" for name, x in e["informative_below"].items() if math.isfinite(x)
             )
@@ -127,36 +130,80 @@ def _print_report(report: dict[str, Any]) -> None:
                 e["scaling"], below, style="dim" if e["vacuous"] else None,
             )  # fmt: skip
         console.print(table)
+    used = {name for e in report["bounds"] for name in e["derived"]}
+    for name, entry in report["derived"].items():
+        if name in used:
+            console.print(f"Used: {name} ≤ {_number(entry['value'])} ({entry['because']}).", highlight=False)
+    _print_assumptions(console, report)
     _print_verdict(console, report)
+    _print_suggestions(console, report)
+
+
+def _print_assumptions(console: Console, report: dict[str, Any]) -> None:
+    resting: dict[str, list[str]] = {}
+    for e in report["bounds"]:
+        for assumption in e["assumptions"]:
+            resting.setdefault(assumption, []).append(e["id"])
+    for assumption, ids in resting.items():
+        console.print(f"Assumed: {assumption}, by {', '.join(ids)}.", highlight=False)
 
 
 def _print_verdict(console: Console, report: dict[str, Any]) -> None:
+    by_id = {e["id"]: e for e in report["bounds"]}
     best = report["best"].get("surrogate_error")
     if best is not None:
-        entry = next(e for e in report["bounds"] if e["id"] == best)
+        value = _number(by_id[best]["value"])
+        console.print(f"Best bound on {TARGETS['surrogate_error']}: {value} by {by_id[best]['name']}.")
+    lower, upper = (report["improvement"].get(side) for side in ("lower", "upper"))
+    if lower is not None and lower["value"] > 0:
         console.print(
-            f"Best bound on {TARGETS['surrogate_error']}: {_number(entry['value'])} by {entry['name']}."
+            f"J(π) − J(μ) ≥ {_number(lower['value'])} by {by_id[lower['id']]['name']}: improvement is guaranteed."
         )
-        if "improvement_lower" in entry:
-            verb = "guaranteed" if entry["improvement_lower"] > 0 else "not guaranteed"
-            console.print(f"J(π) − J(μ) ≥ {entry['improvement_lower']:.4g}: improvement is {verb}.")
-        elif not entry["can_certify_improvement"]:
-            limit = _number(report["surrogate_limit"])
-            console.print(
-                f"No improvement can be certified: the surrogate itself never exceeds {limit} here."
-            )
+    elif lower is not None:
+        console.print(
+            f"{_number(lower['value'])} ≤ J(π) − J(μ)"
+            + (f" ≤ {_number(upper['value'])}" if upper else "")
+            + ": improvement is not guaranteed."
+        )
+    if (
+        best is not None
+        and "surrogate" not in report["inputs"]
+        and not by_id[best]["can_certify_improvement"]
+    ):
+        limit = _number(report["surrogate_limit"])
+        console.print(f"No surrogate value can certify an improvement: L never exceeds {limit} here.")
     for note in report["notes"]:
         console.print(f"Note: {note}.")
-    for row in report["suggestions"]:
-        parts = []
-        if row["unlocks"]:
-            parts.append("unlocks " + ", ".join(row["unlocks"]))
-        if row["sharpens"]:
-            parts.append("sharpens " + ", ".join(row["sharpens"]))
-        if row.get("beats_best_below"):
-            parts.append(f"beats the best error bound below {_number(row['beats_best_below'])}")
-        flag = "--" + row["quantity"].replace("_", "-").lower()
-        console.print(f"{flag} ({row['meaning']}) {'; '.join(parts)}", highlight=False)
+
+
+def _print_suggestions(console: Console, report: dict[str, Any]) -> None:
+    """What else to measure: first what can beat the best error bound, then what bounds something new."""
+    rows = report["suggestions"]
+    better = [r for r in rows if r.get("beats_best_below")]
+    if better:
+        table = Table(title="A better error bound would need", title_justify="left", title_style="bold")
+        for column in ("quantity", "below", "known so far", "meaning"):
+            table.add_column(column, justify="left", overflow="fold")
+        for r in better:
+            known = f"≤ {_number(r['known_below'])}" if "known_below" in r else ""
+            table.add_row(_flag(r["quantity"]), _number(r["beats_best_below"]), known, r["meaning"])
+        console.print(table)
+    unlocking = [r for r in rows if r["unlocks"]]
+    if unlocking:
+        table = Table(title="Further bounds would need", title_justify="left", title_style="bold")
+        for column in ("quantity", "bounds"):
+            table.add_column(column, justify="left", overflow="fold")
+        for r in unlocking:
+            more = len(r["unlocks"]) - _LISTED
+            table.add_row(
+                _flag(r["quantity"]),
+                ", ".join(r["unlocks"][:_LISTED]) + (f" and {more} more" if more > 0 else ""),
+            )
+        console.print(table)
+
+
+_LISTED = 4
+"""Bounds named in a line of suggestions; the JSON has all."""
 
 
 def plan(

@@ -32,7 +32,7 @@ def divergence_budget(
         raise ValueError(f"penalty: got {penalty!r}, expected a positive number")
     if not (0 < span < math.inf):
         raise ValueError(f"span: got {span!r}, expected a positive number")
-    fixed = {"horizon": horizon, "reward_bound": span, "reward_sd": span / 2, **(given or {})}
+    fixed = {"horizon": horizon, "reward_span": span, "reward_size": span, **(given or {})}
     rows = []
     for bound in (b for b in REGISTRY.values() if b.target == "surrogate_error"):
         for name, spec in QUANTITIES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -16,18 +17,19 @@ import opdtheory as ot
 from opdtheory import bounds, cli_bounds, planning
 from opdtheory.bounds.registry import REGISTRY
 from opdtheory.calculator import calculate, jsonable
-from opdtheory.quantities import RULES, derive
+from opdtheory.quantities import QUANTITIES, RULES, derive
 from tests.tolerance import FLOAT64, LOOSE64, TIGHT, close
 
 SCHEMA = json.loads((Path(bounds.__file__).parents[1] / "data" / "bounds.schema.json").read_text())
 EXAMPLES = [
     {"horizon": 4096, "kl_max": 1e-4, "kl_seq": 0.01},
     {"horizon": 16384, "tv_max": 0.2},
-    {"horizon": 16, "kl_max": 1e-7, "surrogate": 1e-3},
+    {"horizon": 16, "kl_max": 1e-7, "surrogate": 1e-4},
     {"alpha": 0.1, "vocab": 151936, "score_bound": 1.0},
     {"horizon": 64, "chi2_max": 1e-3, "reward_sd": 0.2, "reward_range": (-1.0, 1.0)},
     {"horizon": 8, "kl_max": math.inf, "tv_sum": 0.1},
     {"gamma": 0.9, "tv_max": 0.1, "adv_max": 2.0},
+    {"horizon": 100, "reverse_kl_seq": 1e-3, "J_behavior": -0.5, "reward_range": (-1.0, 1.0)},
     {"horizon": 100, "tv_sum": 0.001, "adv_target_max": 3.0, "steps": 5, "alpha": 0.2, "step_error": 0.01},
 ]
 
@@ -95,6 +97,27 @@ def test_large_token_divergence_is_vacuous_for_the_quadratic_bound() -> None:
         ({"reward_range": (1.0, 0.0)}, "smaller first"),
         ({"reward_range": (0.0, math.inf)}, "finite"),
         ({"kl": 1.0}, "unknown quantity"),
+        ({"horizon": 10**400}, "digits"),
+        ({"gamma": 1.0}, "strictly between"),
+        ({"reward_range": (-1e308, 1e308)}, "finite"),
+        ({"horizon": 10, "reverse_kl_max": 0.1, "reverse_kl_seq": 2.0}, "chain rule"),
+        ({"reverse_kl_max": 1e-4, "hellinger2_max": 0.5}, "hellinger2_max"),
+        ({"horizon": 10, "hellinger2_max": 1e-6, "hellinger2_seq": 0.5}, "affinities"),
+        ({"horizon": 10, "chi2_max": 0.1, "ratio_martingale": 50.0}, "chi2_max"),
+        ({"kl_max": 0.0, "chi2_max": 0.5}, "agree at every context"),
+        ({"tv_seq": 0.0, "kl_seq": 0.1}, "agree wherever"),
+        ({"J_behavior": 1.0}, "strictly inside the reward range"),
+        ({"J_behavior": 0.5, "reward_range": (0.0, 0.4)}, "strictly inside the reward range"),
+        ({"J_behavior": 0.01, "reward_sd": 0.5}, "Bhatia"),
+        ({"reward_log_w": 5.0}, "no improvement exceeds"),
+        ({"reward_log_w": 0.05, "cost_log_w": -0.01}, "not positive"),
+        ({"reward_log_w": 0.05, "reward_floor_log_w": 0.01}, "floor only raises"),
+        ({"masked_reward_lost": 0.5, "J_behavior": 0.2}, "masked"),
+        ({"reward_bound": 2.0}, "largest |R|"),
+        ({"adv_max": 1.0, "adv_target_max": 5.0}, "mean of advantages"),
+        ({"expected_length": 20.0, "horizon": 10}, "longer than T"),
+        ({"surrogate": 0.5, "horizon": 64, "kl_seq": 1e-3}, "largest value that any policy"),
+        ({"reward_log_w": 0.5, "tv_seq": 0.01}, "expected at most 0.01"),
     ],
 )
 def test_contradictions_are_refused(given: dict, because: str) -> None:
@@ -109,28 +132,120 @@ def test_estimates_may_skip_the_comparison() -> None:
     assert report["best"]["surrogate_error"]
     with pytest.raises(ValueError, match="never negative"):
         calculate(kl_max=-1.0, validate=False)
+    noisy = calculate(horizon=64, kl_seq=1e-3, surrogate=0.5, validate=False)
+    assert noisy["notes"][0].startswith("surrogate: got 0.5")
+    # a sum that noise made positive is no divergence of zero
+    assert "kl_seq" not in calculate(reward_log_w=0.02, cost_log_w=-0.01, validate=False)["derived"]
+
+
+@cache
+def _true_quantities(count: int = 3000) -> tuple[ot.PolicyPair, dict[str, np.ndarray]]:
+    """Random pairs at every distance, some with tokens left out, and what is exactly true of them."""
+    tree = ot.TokenTree(vocab=3, horizon=3)
+    rng = np.random.default_rng(1)
+    mu, other = (ot.Policy.random(tree, seed=rng, batch=(count,), concentration=c) for c in (0.4, 1.0))
+    weight = np.where(rng.random(count) < 0.4, 1.0, 10.0 ** -rng.uniform(0, 4, count))
+    pi = ot.Policy.mixture(other, mu, weight)
+    for level in pi.levels:
+        level[: count // 4, :, 0] = 0.0
+        level /= level.sum(axis=-1, keepdims=True)
+    reward = [np.zeros((count, *tree.level_shape(t))) for t in range(3)]
+    reward[-1] = rng.random((count, *tree.level_shape(2)))
+    reward[-1][::2] = rng.random((count // 2, *tree.level_shape(2))) < 0.5
+    pair = ot.PolicyPair.from_levels(tree, mu.levels, pi.levels, reward)
+    names = {n for r in RULES for n in (r.quantity, *r.sources)} | {"surrogate"}
+    given = {n: np.asarray(getattr(pair, n), dtype=float) for n in names - _CONSTANT - _NOT_OF_A_PAIR}
+    return pair, given | {
+        n: np.full(count, 3.0 if n in ("horizon", "expected_length") else 1.0) for n in _CONSTANT
+    }
+
+
+_CONSTANT = {"horizon", "expected_length", "reward_span", "reward_size", "reward_bound", "advantage_bound"}
+_NOT_OF_A_PAIR = {"tv_steps", "masked_reward_lost"}
 
 
 def test_rules_hold_on_random_pairs() -> None:
     """Each inequality between quantities, on exact values of random policy pairs."""
-    tree = ot.TokenTree(vocab=3, horizon=3)
-    rng = np.random.default_rng(1)
-    mu, pi = (ot.Policy.random(tree, seed=rng, batch=(3000,), concentration=c) for c in (0.4, 1.0))
-    near = ot.Policy.mixture(pi, mu, 10.0 ** -rng.uniform(0, 4, 3000))
-    checked = set()
-    for target in (pi, near):
-        pair = ot.PolicyPair(tree, mu, target, [np.zeros((3000, *tree.level_shape(t))) for t in range(3)])
-        values = {"expected_length": np.full(3000, 3.0)}
-        for rule in RULES:
-            if rule.quantity == "tv_steps":
-                continue
-            for name in (rule.quantity, *rule.sources):
-                if name not in values:
-                    values[name] = np.asarray(getattr(pair, name), dtype=float)
-            limit = rule.limit(*(values[s] for s in rule.sources))
-            assert np.all(values[rule.quantity] <= limit + FLOAT64), rule.reason
-            checked.add(rule.reason)
-    assert len(checked) == len(RULES) - 1
+    _, values = _true_quantities()
+    checked = 0
+    for rule in RULES:
+        if {rule.quantity, *rule.sources} & _NOT_OF_A_PAIR:
+            continue
+        for i in range(len(values["horizon"])):
+            limit = rule.limit(*(values[s][i] for s in rule.sources))
+            value = values[rule.quantity][i]
+            assert limit is None or value <= limit + FLOAT64 * abs(limit) + TIGHT, (rule.reason, i)
+        checked += 1
+    assert checked == len(RULES) - 3
+
+
+def test_true_quantities_are_never_refused_and_no_bound_is_false() -> None:
+    """Any selection of the exact quantities of a pair: no contradiction, and every printed bound holds."""
+    pair, values = _true_quantities()
+    rng = np.random.default_rng(2)
+    measured = {
+        "surrogate_error": abs(pair.error),
+        "improvement": abs(pair.improvement),
+        "surrogate": pair.surrogate,
+        "improvement_lower": pair.improvement,
+        "improvement_upper": pair.improvement,
+        "sequence_tv": pair.tv_seq,
+    }
+    names = [n for n in QUANTITIES if n in values]
+    compared = 0
+    for i in rng.choice(len(values["horizon"]), 120, replace=False):
+        report = calculate(**{n: float(values[n][i]) for n in names if rng.random() < 0.3})
+        for entry in report["bounds"]:
+            if entry["target"] in measured:
+                truth = float(measured[entry["target"]][i])
+                room = FLOAT64 * (1 + abs(truth))
+                lower = entry["target"] == "improvement_lower"
+                good = entry["value"] <= truth + room if lower else entry["value"] >= truth - room
+                assert good, (entry["id"], entry["value"], truth, report["inputs"])
+                compared += 1
+        ends = report["improvement"]
+        assert "lower" not in ends or ends["lower"]["value"] <= pair.improvement[i] + FLOAT64
+        assert "upper" not in ends or ends["upper"]["value"] >= pair.improvement[i] - FLOAT64
+    assert compared > 1500
+
+
+def test_rewards_of_other_ranges() -> None:
+    """A shift and a scale of the reward move every bound as they should."""
+    given = {"horizon": 20, "kl_max": 1e-3, "chi2_max": 3e-3, "tv_sum": 0.2}
+    pieces = {"reward_log_w": -0.002, "cost_log_w": -0.004, "surrogate": 0.003}
+    unit = calculate(**given, **pieces, J_behavior=0.3)
+    wide = calculate(
+        **given, **{k: 5 * v for k, v in pieces.items()}, J_behavior=5 * 0.3 - 2, reward_range=(-2.0, 3.0)
+    )
+    # ξ = max |R| is the one quantity that is no multiple of the range
+    for a in (e for e in unit["bounds"] if not e["id"].startswith("dppo.")):
+        (b,) = (e for e in wide["bounds"] if e["id"] == a["id"])
+        scale = {"sequence_tv": 1, "variance": 25 if a["id"] == "trm.2.2.4-centred" else 1}.get(
+            a["target"], 5
+        )
+        assert close(b["value"], scale * a["value"], FLOAT64), a["id"]
+        assert a["vacuous"] == b["vacuous"]
+
+
+def test_errors_between_steps_exclude_the_exact_laws() -> None:
+    exact = {e["id"] for e in calculate(alpha=0.2, horizon=5, steps=4)["bounds"]}
+    noisy = calculate(alpha=0.2, horizon=5, steps=4, step_error=0.01)
+    dropped = {"ours.s10", "topd.thm4.4-token/steps"}
+    assert dropped <= exact and not dropped & {e["id"] for e in noisy["bounds"]}
+    for row in noisy["not_computable"]:
+        if row["id"] in dropped:
+            assert row["needs"] == ["step_error = 0"]
+
+
+def test_distance_lies_between_its_bounds() -> None:
+    report = calculate(alpha=0.2, horizon=5, steps=4)
+    ends = {
+        e["target"]: e["value"]
+        for e in report["bounds"]
+        if e["id"] in ("ours.s10", "topd.thm4.4-token/steps")
+    }
+    assert 0 < ends["distance_lower"] < ends["distance"] < 2
+    assert report["best"]["distance_lower"] == "ours.s10"
 
 
 def test_derived_steps_are_the_worst_case() -> None:
@@ -169,8 +284,20 @@ def test_surrogate_gives_an_improvement_bound() -> None:
     report = calculate(horizon=64, kl_seq=1e-3, surrogate=0.02)
     s1 = next(e for e in report["bounds"] if e["id"] == "ours.s1")
     assert s1["improvement_lower"] == pytest.approx(0.019, rel=TIGHT) and report["notes"] == []
-    noisy = calculate(horizon=64, kl_seq=1e-3, surrogate=0.5)
-    assert "exceeds" in noisy["notes"][0]
+    assert report["improvement"]["lower"] == {"value": s1["improvement_lower"], "id": "ours.s1"}
+    assert report["improvement"]["upper"]["value"] == pytest.approx(0.021, rel=TIGHT)
+
+
+def test_log_ratios_give_the_sequence_divergence() -> None:
+    """E[R log W] + E[(1−R) log W] = −D, so that s1 follows from the two."""
+    report = calculate(reward_log_w=-0.001, cost_log_w=-0.003)
+    assert report["derived"]["kl_seq"]["value"] == pytest.approx(0.004, rel=TIGHT)
+    assert "ours.s1" in {e["id"] for e in report["bounds"]}
+
+
+def test_the_spread_follows_from_the_mean() -> None:
+    sd = calculate(horizon=8, chi2_max=0.01, J_behavior=0.1)["derived"]["reward_sd"]
+    assert sd["value"] == pytest.approx(0.3, rel=TIGHT) and "Bhatia" in sd["because"]
 
 
 def test_certification_edges() -> None:
@@ -212,7 +339,7 @@ def test_budgets_are_the_largest_that_work() -> None:
     assert len(rows) > 20
     for row in rows:
         assert 0 < row["budget"] < math.inf
-        fixed = {"horizon": 512, "reward_bound": 2.0, "reward_sd": 1.0}
+        fixed = {"horizon": 512, "reward_size": 2.0, "reward_span": 2.0}
         for shift in (-LOOSE64, LOOSE64):
             values, _ = derive({**fixed, row["quantity"]: row["budget"] * (1 + shift)})
             assert (REGISTRY[row["id"]].evaluate(values, 2.0) < 0.2) == (shift < 0)

@@ -2,8 +2,7 @@
 vacuity test.
 
 The same lines serve the calculator, the claims, the tests and the notebooks: they run on numpy arrays,
-Python
-numbers, exact rationals, balls and recorded expressions.  ``REGISTRY`` lists them with their metadata.
+Python numbers, exact rationals, balls and recorded expressions.  ``REGISTRY`` lists them with their metadata.
 """
 
 from opdtheory.bounds.distillation import (
@@ -11,6 +10,7 @@ from opdtheory.bounds.distillation import (
     contraction_sequence,
     contraction_state,
     contraction_token,
+    contraction_token_floor,
     contraction_token_steps,
     optimal_ratio,
     tangent_ratio,
@@ -49,6 +49,7 @@ from opdtheory.bounds.improvement import (
     sequence_tv_hellinger,
     sequence_tv_max,
     sequence_tv_pinsker,
+    sequence_tv_reverse,
     sequence_tv_sum,
     surrogate_limit,
     surrogate_limit_tv,
@@ -68,6 +69,7 @@ from opdtheory.bounds.surrogate_error import (
     advantage_gap,
     advantage_gap_centred,
     chi2_martingale,
+    chi2_supremum,
     chi2_uniform,
     dppo_composite,
     dppo_linear,
@@ -80,7 +82,9 @@ from opdtheory.bounds.surrogate_error import (
     mixed_centred,
     pinsker_marginal,
     pinsker_marginal_centred,
+    pinsker_marginal_reverse,
     remainder_supremum,
+    reverse_sequence_kl,
     sequence_kl,
     sequence_kl_uniform,
     sharp_mixed,
@@ -104,11 +108,13 @@ __all__ = [
     "advantage_gap_centred",
     "bound",
     "chi2_martingale",
+    "chi2_supremum",
     "chi2_uniform",
     "contraction_limit",
     "contraction_sequence",
     "contraction_state",
     "contraction_token",
+    "contraction_token_floor",
     "contraction_token_steps",
     "discounted_printed",
     "discounted_sharp",
@@ -138,8 +144,10 @@ __all__ = [
     "optimal_ratio",
     "pinsker_marginal",
     "pinsker_marginal_centred",
+    "pinsker_marginal_reverse",
     "remainder_supremum",
     "reverse_kl_tokens",
+    "reverse_sequence_kl",
     "sequence_kl",
     "sequence_kl_uniform",
     "sequence_tv_bretagnolle_huber",
@@ -147,6 +155,7 @@ __all__ = [
     "sequence_tv_hellinger",
     "sequence_tv_max",
     "sequence_tv_pinsker",
+    "sequence_tv_reverse",
     "sequence_tv_sum",
     "sharp_mixed",
     "sharp_mixed_crossed",

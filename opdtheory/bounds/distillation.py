@@ -14,8 +14,8 @@ import numpy as np
 from scipy import special
 
 from opdtheory.bounds.powers import miss_probability, power
-from opdtheory.bounds.registry import OURS, TOPD, bound
-from opdtheory.elementary import exact, is_exact, log, log1p, maximum, sqrt, to_ball
+from opdtheory.bounds.registry import TOPD, bound
+from opdtheory.elementary import exact, exp, is_exact, log, log1p, maximum, sqrt, to_ball
 
 _SCORE = ("‖∇ log π(y_k)‖ ≤ M",)
 
@@ -37,14 +37,7 @@ def variance_constant(like: Any = 1.0) -> Any:
     return float(np.log(optimal_ratio()) ** 2 / (optimal_ratio() - 1))
 
 
-@bound(
-    "topd.lemma28",
-    name="TOP-D term bound",
-    target="step",
-    source=f"{TOPD}, Eq 28",
-    scaling="max(log²(1−α), C*α)",
-    sharpness="loose",
-)
+@bound("topd.lemma28", "TOP-D term bound", "max(log²(1−α), C*α)", target="step", source=f"{TOPD}, Eq 28")
 def topd_term_bound(alpha: Any) -> Any:
     """p·log²(αq/p + 1 − α) ≤ max(log²(1−α), C*α) for every p, q in (0, 1)."""
     return maximum(log(1 - alpha) ** 2, variance_constant(alpha) * alpha)
@@ -64,11 +57,10 @@ def topd_positive_supremum(alpha: Any) -> Any:
 
 @bound(
     "topd.thm4.2",
-    name="TOP-D gradient variance, printed",
+    "TOP-D gradient variance, printed",
+    "|V| α",
     target="variance",
     source=f"{TOPD}, Theorem 4.2",
-    scaling="|V| α",
-    sharpness="loose",
     assumptions=_SCORE,
 )
 def topd_variance(alpha: Any, vocab: Any, score_bound: Any) -> Any:
@@ -82,12 +74,11 @@ def topd_variance(alpha: Any, vocab: Any, score_bound: Any) -> Any:
 
 @bound(
     "topd.thm4.2-sharp/moment",
-    claim="topd.thm4.2-sharp",
-    name="TOP-D reward second moment",
+    "TOP-D reward second moment",
+    "Θ(α)",
     target="variance",
-    source=OURS,
-    scaling="Θ(α)",
     sharpness="tight",
+    claim="topd.thm4.2-sharp",
 )
 def topd_second_moment(alpha: Any) -> Any:
     """K(α) = log²(1−α) + max_{b>1}[log²(1−α+αb) − log²(1−α)]/b, the supremum of E_p[r̃²] over every
@@ -160,10 +151,9 @@ def _second_moment_ball(alpha: Any) -> flint.arb:
 
 @bound(
     "topd.thm4.2-sharp",
-    name="TOP-D gradient variance, vocabulary-free",
+    "TOP-D gradient variance, vocabulary-free",
+    "Θ(α)",
     target="variance",
-    source=OURS,
-    scaling="Θ(α)",
     sharpness="tight",
     assumptions=_SCORE,
 )
@@ -174,12 +164,10 @@ def topd_variance_sharp(alpha: Any, score_bound: Any) -> Any:
 
 @bound(
     "topd.thm4.2-sharp/softmax",
-    claim="topd.thm4.2-sharp",
-    name="TOP-D gradient variance, logit parametrisation",
+    "TOP-D gradient variance, logit parametrisation",
+    "Θ(α)",
     target="variance",
-    source=OURS,
-    scaling="Θ(α)",
-    sharpness="loose",
+    claim="topd.thm4.2-sharp",
     assumptions=("one free logit per token",),
 )
 def topd_variance_softmax(alpha: Any) -> Any:
@@ -189,12 +177,10 @@ def topd_variance_softmax(alpha: Any) -> Any:
 
 @bound(
     "topd.thm4.2-sharp/simple",
-    claim="topd.thm4.2-sharp",
-    name="TOP-D reward second moment, closed form",
+    "TOP-D reward second moment, closed form",
+    "Θ(α)",
     target="variance",
-    source=OURS,
-    scaling="Θ(α)",
-    sharpness="loose",
+    claim="topd.thm4.2-sharp",
 )
 def topd_second_moment_simple(alpha: Any) -> Any:
     """log²(1−α) + C*α ≥ K(α)."""
@@ -203,10 +189,9 @@ def topd_second_moment_simple(alpha: Any) -> Any:
 
 @bound(
     "topd.togo-var",
-    name="TOP-D return-to-go, L2 norm",
+    "TOP-D return-to-go, L2 norm",
+    "κ T^{3/2}",
     target="variance",
-    source=OURS,
-    scaling="κ T^{3/2}",
     sharpness="asymptotic",
     assumptions=_SCORE,
 )
@@ -229,10 +214,10 @@ def _like(n: Any, x: Any) -> Any:
 
 @bound(
     "topd.thm4.4",
-    name="Contraction, sequence-level",
+    "Contraction, sequence-level",
+    "(1−α)^k d₀ + e(1−(1−α)^k)/α",
     target="distance",
     source=f"{TOPD}, Theorem 4.4, Eq 12",
-    scaling="(1−α)^k d₀ + e(1−(1−α)^k)/α",
     sharpness="tight",
     assumptions=("mixture of whole responses", "errors at most e"),
 )
@@ -247,12 +232,12 @@ def contraction_sequence(alpha: Any, steps: Any, initial: Any = 2, step_error: A
 
 @bound(
     "topd.thm4.4/limit",
-    claim="topd.thm4.4",
-    name="Contraction, limit",
+    "Contraction, limit",
+    "e/α",
     target="distance",
     source=f"{TOPD}, Theorem 4.4, Eq 13",
-    scaling="e/α",
     sharpness="tight",
+    claim="topd.thm4.4",
     assumptions=("mixture of whole responses", "errors at most e"),
 )
 def contraction_limit(alpha: Any, step_error: Any) -> Any:
@@ -262,10 +247,9 @@ def contraction_limit(alpha: Any, step_error: Any) -> Any:
 
 @bound(
     "topd.thm4.4-token",
-    name="Contraction, token-level",
+    "Contraction, token-level",
+    "(1−α^T)^k d₀",
     target="distance",
-    source=OURS,
-    scaling="(1−α^T)^k d₀",
     sharpness="tight",
     assumptions=("mixture at each token",),
 )
@@ -277,13 +261,13 @@ def contraction_token(alpha: Any, horizon: Any, steps: Any, initial: Any = 2, st
 
 @bound(
     "topd.thm4.4-token/steps",
-    claim="topd.thm4.4-token",
-    name="Contraction, token-level, composed",
+    "Contraction, token-level, composed",
+    "(1 − (1−(1−α)^k)^T) d₀",
     target="distance",
-    source=OURS,
-    scaling="(1 − (1−(1−α)^k)^T) d₀",
     sharpness="tight",
+    claim="topd.thm4.4-token",
     assumptions=("mixture at each token", "no errors between the steps"),
+    without=("step_error",),
 )
 def contraction_token_steps(alpha: Any, horizon: Any, steps: Any, initial: Any = 2) -> Any:
     """(1 − (1−(1−α)^k)^T)·d₀ after k exact steps: k token mixtures are one, with weight 1 − (1−α)^k.
@@ -291,6 +275,33 @@ def contraction_token_steps(alpha: Any, horizon: Any, steps: Any, initial: Any =
     At most T(1−α)^k·d₀: about log(T)/α steps suffice, where (1−α^T)^k would ask for α^{−T} of them.
     """
     return miss_probability(power(1 - alpha, steps), horizon) * initial
+
+
+@bound(
+    "ours.s10",
+    "Contraction, token-level, no faster",
+    "(1−α)^k d₀/e",
+    target="distance_lower",
+    sharpness="asymptotic",
+    assumptions=("mixture at each token", "no errors between the steps"),
+    without=("step_error",),
+)
+def contraction_token_floor(alpha: Any, steps: Any, initial: Any = 2) -> Any:
+    """b·(1−b)^{(1−b)/b}·d₀ with b = (1−α)^k: no horizon and no policies come closer in k exact steps.
+
+    The infimum over all horizons; k token mixtures are one, with weight 1 − b on the teacher.
+
+    >>> round(float(contraction_token_floor(0.5, 1, 1.0)), 12)
+    0.25
+    """
+    rest = power(1 - alpha, steps)
+    if is_exact(rest) or hasattr(rest, "__elementary__"):
+        return rest * exp((1 - rest) / rest * log(1 - rest)) * initial
+    b, a = np.broadcast_arrays(np.asarray(rest, dtype=float), miss_probability(alpha, steps))
+    safe = np.maximum(b, np.finfo(float).tiny)
+    # log(1 − b) loses its digits near b = 0, log a near a = 0, where a·log a must be 0
+    entropy = np.where(a < 0.5, special.xlogy(a, a), special.xlog1py(a, -np.minimum(b, 0.5)))
+    return (b * np.exp(entropy / safe) * initial)[()]
 
 
 def _geometric(rate: Any, steps: Any) -> Any:
@@ -304,11 +315,9 @@ def _geometric(rate: Any, steps: Any) -> Any:
 
 @bound(
     "topd.thm4.4/state",
-    claim="topd.thm4.4/state",
-    name="Contraction, per state",
+    "Contraction, per state",
+    "(1−α)^k d₀ + e(1−(1−α)^k)/α",
     target="distance",
-    source=OURS,
-    scaling="(1−α)^k d₀ + e(1−(1−α)^k)/α",
     sharpness="tight",
     assumptions=("distance taken state by state, fixed weights",),
 )

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from opdtheory.bounds.registry import OURS, bound, scaled
+from opdtheory.bounds.registry import bound, error_bound, scaled
 from opdtheory.elementary import sqrt
 
 
-@bound(
-    "ours.s9",
-    name="Hellinger and midpoint",
-    target="surrogate_error",
-    source=OURS,
-    scaling="H² + KL to the midpoint",
-    sharpness="loose",
-)
+@error_bound("ours.s9", "Hellinger and midpoint", "H² + KL to the midpoint")
 def hellinger_midpoint(hellinger2_seq: Any, midpoint_kl_sum: Any, *, span: Any = 1) -> Any:
     """2H²(μ, π) + 2Σ_t E_{d_t^μ} KL(μ‖(μ+π)/2)(c_t): L is linear towards the midpoint policy, and s1
     holds there.
@@ -27,54 +20,25 @@ def hellinger_midpoint(hellinger2_seq: Any, midpoint_kl_sum: Any, *, span: Any =
     return scaled(2 * hellinger2_seq + 2 * midpoint_kl_sum, span)
 
 
-@bound(
-    "ours.s9/tokens",
-    name="Expected token Hellinger",
-    target="surrogate_error",
-    source=OURS,
-    scaling="Σ h²",
-    sharpness="loose",
-)
+@error_bound("ours.s9/tokens", "Expected token Hellinger", "Σ h²")
 def hellinger_tokens(hellinger2_sum: Any, *, span: Any = 1) -> Any:
     """(21/2) Σ_t E_{d_t^μ} h²(c_t): horizon-free and finite whatever the supports."""
     return scaled(21 * hellinger2_sum / 2, span)
 
 
-@bound(
-    "ours.s9/reverse",
-    name="Reverse KL on visited contexts",
-    target="surrogate_error",
-    source=OURS,
-    scaling="Σ KL(π‖μ)",
-    sharpness="loose",
-)
+@error_bound("ours.s9/reverse", "Reverse KL on visited contexts", "Σ KL(π‖μ)")
 def reverse_kl_tokens(reverse_kl_sum: Any, *, span: Any = 1) -> Any:
     """(7/2) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): order T at a fixed reverse KL a token."""
     return scaled(7 * reverse_kl_sum / 2, span)
 
 
-@bound(
-    "ours.s9/chain",
-    name="Hellinger distance of responses",
-    target="step",
-    source=OURS,
-    scaling="Σ h²",
-    sharpness="loose",
-)
+@bound("ours.s9/chain", "Hellinger distance of responses", "Σ h²", target="step")
 def hellinger_chain(hellinger2_sum: Any) -> Any:
     """H²(μ, π) ≤ 4 Σ_t E_{d_t^μ} h²(c_t)."""
     return 4 * hellinger2_sum
 
 
-@bound(
-    "trm.a7/hellinger",
-    claim="trm.a7",
-    name="Hellinger-marginal",
-    target="surrogate_error",
-    source=OURS,
-    scaling="T^{3/2} h",
-    sharpness="loose",
-)
+@error_bound("trm.a7/hellinger", "Hellinger-marginal", "T^{3/2} h", claim="trm.a7-hellinger")
 def hellinger_marginal(horizon: Any, hellinger2_max: Any, *, span: Any = 1) -> Any:
     """(8/3) T^{3/2} h, h the largest squared Hellinger distance ½Σ(√μ−√π)² of any context.
 

@@ -8,21 +8,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from opdtheory.bounds.powers import excess_growth, growth, miss_probability
-from opdtheory.bounds.registry import DPPO, OURS, TOPD, TRM, bound, scaled
+from opdtheory.bounds.registry import DPPO, TOPD, TRM, bound, scaled
 from opdtheory.bounds.surrogate_error import mixed, pinsker_marginal
-from opdtheory.elementary import exp, minimum, sqrt
+from opdtheory.elementary import expm1, minimum, sqrt
 
 _ABSOLUTE_CONTINUITY = ("supp π ⊆ supp μ at every context",)
-_UNIT = ("rewards in [0, 1]",)
+_SHIFTED = ("R counted from the smallest reward",)
 
 
 @bound(
     "trm.2.6.1",
-    name="Minorizer",
+    "Minorizer",
+    "L − min(T^{3/2}δ, T√(δD))",
     target="improvement_lower",
     source=f"{TRM}, slide 2.6.1",
-    scaling="L − min(T^{3/2}δ, T√(δD))",
-    sharpness="loose",
 )
 def trm_minorizer(surrogate: Any, horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     """J(π) − J(μ) ≥ L − min((4/3)T^{3/2}δ, 2T√(δD))."""
@@ -37,13 +36,12 @@ def minorizer(surrogate: Any, error_bound: Any) -> Any:
 
 @bound(
     "ours.s2/lower",
-    claim="ours.s2",
-    name="Log-ratio lower bound",
+    "Log-ratio lower bound",
+    "E[R log W]",
     target="improvement_lower",
-    source=OURS,
-    scaling="E[R log W]",
     sharpness="tight",
-    assumptions=("R ≥ 0",),
+    claim="ours.s2",
+    assumptions=_SHIFTED,
 )
 def log_ratio_lower(reward_log_w: Any) -> Any:
     """J(π) − J(μ) ≥ E_μ[R log W], tangent at π = μ (prior art: the EM, or reward-weighted regression,
@@ -54,13 +52,12 @@ def log_ratio_lower(reward_log_w: Any) -> Any:
 
 @bound(
     "ours.s2/upper",
-    claim="ours.s2",
-    name="Log-ratio upper bound",
+    "Log-ratio upper bound",
+    "E[(1−R) log W]",
     target="improvement_upper",
-    source=OURS,
-    scaling="E[(1−R) log W]",
     sharpness="tight",
-    assumptions=("R ≤ 1",),
+    claim="ours.s2",
+    assumptions=("R − max R in place of R − 1",),
 )
 def log_ratio_upper(cost_log_w: Any) -> Any:
     """J(π) − J(μ) ≤ −E_μ[(1−R) log W]."""
@@ -69,43 +66,42 @@ def log_ratio_upper(cost_log_w: Any) -> Any:
 
 @bound(
     "ours.s2/exp-lower",
-    claim="ours.s2/exp",
-    name="Exponential log-ratio lower bound",
+    "Exponential log-ratio lower bound",
+    "J(e^{E[R log W]/J} − 1)",
     target="improvement_lower",
-    source=OURS,
-    scaling="J(e^{E[R log W]/J} − 1)",
     sharpness="tight",
-    assumptions=_UNIT,
+    claim="ours.s2/exp",
+    assumptions=_SHIFTED,
 )
 def exponential_lower(J_behavior: Any, reward_log_w: Any) -> Any:
     """J(π) − J(μ) ≥ J(μ)(exp(E_μ[R log W]/J(μ)) − 1), never below the linear form."""
-    return J_behavior * (exp(reward_log_w / J_behavior) - 1)
+    return J_behavior * expm1(reward_log_w / J_behavior)
 
 
 @bound(
     "ours.s2/exp-upper",
-    claim="ours.s2/exp",
-    name="Exponential log-ratio upper bound",
+    "Exponential log-ratio upper bound",
+    "(1−J)(1 − e^{E[(1−R) log W]/(1−J)})",
     target="improvement_upper",
-    source=OURS,
-    scaling="(1−J)(1 − e^{E[(1−R) log W]/(1−J)})",
     sharpness="tight",
-    assumptions=_UNIT,
+    claim="ours.s2/exp",
+    assumptions=_SHIFTED,
 )
-def exponential_upper(J_behavior: Any, cost_log_w: Any) -> Any:
-    """J(π) − J(μ) ≤ (1−J(μ))(1 − exp(E_μ[(1−R) log W]/(1−J(μ)))), never above the linear form."""
-    return (1 - J_behavior) * (1 - exp(cost_log_w / (1 - J_behavior)))
+def exponential_upper(J_behavior: Any, cost_log_w: Any, *, span: Any = 1) -> Any:
+    """J(π) − J(μ) ≤ (1−J(μ))(1 − exp(E_μ[(1−R) log W]/(1−J(μ)))), never above the linear form.
+
+    For R in [0, span] it reads span − R and span − J(μ) in place of 1 − R and 1 − J(μ).
+    """
+    cost = span - J_behavior
+    return -cost * expm1(cost_log_w / cost)
 
 
 @bound(
-    "ours.s8/floor",
-    claim="ours.s8",
-    name="Floored log-ratio lower bound",
+    "ours.s8",
+    "Floored log-ratio lower bound",
+    "E[R max(log W, −1)]",
     target="improvement_lower",
-    source=OURS,
-    scaling="E[R max(log W, −1)]",
-    sharpness="loose",
-    assumptions=("R ≥ 0",),
+    assumptions=_SHIFTED,
 )
 def floored_log_ratio_lower(reward_floor_log_w: Any) -> Any:
     """J(π) − J(μ) ≥ E_μ[R max(log W, −1)], because w − 1 ≥ max(log w, −1): one bounded number a response on
@@ -115,28 +111,18 @@ def floored_log_ratio_lower(reward_floor_log_w: Any) -> Any:
 
 
 @bound(
-    "ours.s8",
-    name="Masked lower bound",
+    "ours.s8/mask",
+    "Masked lower bound",
+    "L_M − E[M R Σ k3] − E[(1−M)R]",
     target="improvement_lower",
-    source=OURS,
-    scaling="L_M − E[M R Σ k3] − E[(1−M)R]",
-    sharpness="loose",
-    assumptions=("R ≥ 0", "mask in [0, 1]"),
+    assumptions=(*_SHIFTED, "mask in [0, 1]"),
 )
 def masked_lower(masked_surrogate: Any, masked_k3: Any, masked_reward_lost: Any) -> Any:
     """J(π) − J(μ) ≥ E_μ[M R Σ(ρ_t−1)] − E_μ[M R Σ k3(ρ_t)] − E_μ[(1−M)R], M masking responses."""
     return masked_surrogate - masked_k3 - masked_reward_lost
 
 
-@bound(
-    "ours.s7",
-    name="Largest surrogate",
-    target="surrogate",
-    source=OURS,
-    scaling="√D",
-    sharpness="unknown",
-    assumptions=_UNIT,
-)
+@bound("ours.s7", "Largest surrogate", "√D", target="surrogate", sharpness="unknown")
 def surrogate_limit(kl_seq: Any, *, span: Any = 1) -> Any:
     """L ≤ J(π) − J(μ) + E[R Σ k3] ≤ √(D/2) + D: no larger surrogate value is possible at this divergence."""
     return scaled(sqrt(kl_seq / 2) + kl_seq, span)
@@ -144,12 +130,11 @@ def surrogate_limit(kl_seq: Any, *, span: Any = 1) -> Any:
 
 @bound(
     "ours.s3/surrogate",
-    claim="ours.s3",
-    name="Largest surrogate, TV",
+    "Largest surrogate, TV",
+    "Σ TV",
     target="surrogate",
-    source=OURS,
-    scaling="Σ TV",
     sharpness="tight",
+    claim="ours.s3",
 )
 def surrogate_limit_tv(tv_sum: Any, *, span: Any = 1) -> Any:
     """L ≤ Σ_t E_{d_t^μ} TV(c_t), because |g(c)| ≤ TV(c)·span."""
@@ -161,11 +146,10 @@ def surrogate_limit_tv(tv_sum: Any, *, span: Any = 1) -> Any:
 
 @bound(
     "dppo.b1",
-    name="Trajectory TV from expected token TV",
+    "Trajectory TV from expected token TV",
+    "Σ TV",
     target="sequence_tv",
     source=f"{DPPO}, Lemma B.1",
-    scaling="Σ TV",
-    sharpness="loose",
 )
 def sequence_tv_sum(tv_sum: Any) -> Any:
     """TV_seq ≤ Σ_t E_{d_t^μ} TV(c_t)."""
@@ -174,12 +158,11 @@ def sequence_tv_sum(tv_sum: Any) -> Any:
 
 @bound(
     "dppo.b1/max",
-    claim="dppo.b1",
-    name="Trajectory TV from the largest token TV",
+    "Trajectory TV from the largest token TV",
+    "1 − (1−ε)^T",
     target="sequence_tv",
-    source=OURS,
-    scaling="1 − (1−ε)^T",
     sharpness="tight",
+    claim="dppo.b1",
 )
 def sequence_tv_max(horizon: Any, tv_max: Any) -> Any:
     """TV_seq ≤ 1 − (1−ε)^T: never vacuous below ε = 1."""
@@ -188,11 +171,10 @@ def sequence_tv_max(horizon: Any, tv_max: Any) -> Any:
 
 @bound(
     "topd.pinsker",
-    name="Trajectory TV, Pinsker",
+    "Trajectory TV, Pinsker",
+    "√D",
     target="sequence_tv",
     source=f"{TOPD}, end of Section 4.3",
-    scaling="√D",
-    sharpness="loose",
 )
 def sequence_tv_pinsker(kl_seq: Any) -> Any:
     """TV_seq ≤ √(D/2) for the KL of whole responses in either direction."""
@@ -201,26 +183,36 @@ def sequence_tv_pinsker(kl_seq: Any) -> Any:
 
 @bound(
     "ours.tv/bretagnolle-huber",
-    claim="topd.pinsker",
-    name="Trajectory TV, Bretagnolle–Huber",
+    "Trajectory TV, Bretagnolle–Huber",
+    "√(1 − e^{−D})",
     target="sequence_tv",
     source="Bretagnolle & Huber 1979",
-    scaling="√(1 − e^{−D})",
-    sharpness="loose",
+    claim="topd.pinsker",
 )
 def sequence_tv_bretagnolle_huber(kl_seq: Any) -> Any:
     """TV_seq ≤ √(1 − e^{−D}): stays below one however large D is."""
-    return sqrt(1 - exp(-kl_seq))
+    return sqrt(-expm1(-kl_seq))
+
+
+@bound(
+    "topd.pinsker/reverse",
+    "Trajectory TV, reverse KL",
+    "√D′",
+    target="sequence_tv",
+    source=f"{TOPD}, end of Section 4.3; Bretagnolle & Huber 1979",
+    claim="topd.pinsker",
+)
+def sequence_tv_reverse(reverse_kl_seq: Any) -> Any:
+    """TV_seq ≤ min(√(D′/2), √(1 − e^{−D′})), D′ = KL(π‖μ) of whole responses: both hold in either direction."""
+    return minimum(sequence_tv_pinsker(reverse_kl_seq), sequence_tv_bretagnolle_huber(reverse_kl_seq))
 
 
 @bound(
     "ours.tv/hellinger",
-    claim="trm.a7",
-    name="Trajectory TV, Hellinger",
+    "Trajectory TV, Hellinger",
+    "√(1 − (1−h)^{2T})",
     target="sequence_tv",
-    source=OURS,
-    scaling="√(1 − (1−h)^{2T})",
-    sharpness="loose",
+    claim="trm.a7-hellinger",
 )
 def sequence_tv_hellinger(horizon: Any, hellinger2_max: Any) -> Any:
     """TV_seq ≤ √(1 − (1−h)^{2T}), because affinities multiply along a response."""
@@ -229,12 +221,10 @@ def sequence_tv_hellinger(horizon: Any, hellinger2_max: Any) -> Any:
 
 @bound(
     "ours.tv/chi2",
-    claim="ours.s5",
-    name="Trajectory TV, χ²",
+    "Trajectory TV, χ²",
+    "½√((1+x)^T − 1)",
     target="sequence_tv",
-    source=OURS,
-    scaling="½√((1+x)^T − 1)",
-    sharpness="loose",
+    claim="ours.s5",
     assumptions=_ABSOLUTE_CONTINUITY,
 )
 def sequence_tv_chi2(horizon: Any, chi2_max: Any) -> Any:
@@ -244,12 +234,11 @@ def sequence_tv_chi2(horizon: Any, chi2_max: Any) -> Any:
 
 @bound(
     "ours.tv/improvement",
-    claim="dppo.b1",
-    name="Largest change of J",
+    "Largest change of J",
+    "TV_seq",
     target="improvement",
-    source=OURS,
-    scaling="TV_seq",
     sharpness="tight",
+    claim="dppo.b1",
 )
 def improvement_limit(tv_seq: Any, *, span: Any = 1) -> Any:
     """|J(π) − J(μ)| ≤ TV_seq·span, with equality for the reward 1[π(y) > μ(y)]."""
@@ -258,12 +247,10 @@ def improvement_limit(tv_seq: Any, *, span: Any = 1) -> Any:
 
 @bound(
     "ours.chi2/improvement",
-    claim="ours.s5",
-    name="Largest change of J, χ²",
+    "Largest change of J, χ²",
+    "sd(R)√((1+x)^T − 1)",
     target="improvement",
-    source=OURS,
-    scaling="sd(R)√((1+x)^T − 1)",
-    sharpness="loose",
+    claim="ours.s5",
     assumptions=_ABSOLUTE_CONTINUITY,
 )
 def improvement_limit_chi2(horizon: Any, chi2_max: Any, reward_sd: Any) -> Any:
@@ -285,13 +272,12 @@ def _gain_limit(advantage: str) -> Callable[[Mapping[str, Any]], Any]:
 
 @bound(
     "topd.thm4.9",
-    name="TOP-D monotonic improvement, printed penalty",
+    "TOP-D monotonic improvement, printed penalty",
+    "ξ T ΣTV",
     target="token_reward_error",
-    limit=_gain_limit("adv_target_max"),
     source=f"{TOPD}, Theorem 4.9",
-    scaling="ξ T ΣTV",
-    sharpness="loose",
     assumptions=("token reward frozen at r^π",),
+    limit=_gain_limit("adv_target_max"),
 )
 def topd_penalty(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
     """2ξ T_max·ℓ E_{d_norm}[TV], written with Σ_t E TV = ℓ E_{d_norm}[TV]; ξ = max_c |E_π̃ A(c, ·)|."""
@@ -300,14 +286,12 @@ def topd_penalty(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
 
 @bound(
     "topd.thm4.9/tight",
-    claim="topd.thm4.9",
-    name="TOP-D monotonic improvement, T_max − 1",
+    "TOP-D monotonic improvement, T_max − 1",
+    "ξ T ΣTV",
     target="token_reward_error",
-    limit=_gain_limit("adv_target_max"),
-    source=OURS,
-    scaling="ξ T ΣTV",
-    sharpness="loose",
+    claim="topd.thm4.9",
     assumptions=("token reward frozen at r^π",),
+    limit=_gain_limit("adv_target_max"),
 )
 def topd_penalty_tight(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
     """2ξ(T_max − 1)·Σ_t E TV(c_t): the last step shifts no later context."""
@@ -316,12 +300,10 @@ def topd_penalty_tight(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
 
 @bound(
     "topd.thm4.9-fixed",
-    name="TOP-D monotonic improvement for the true objective",
+    "TOP-D monotonic improvement for the true objective",
+    "ξ′ T ΣTV",
     target="token_reward_error",
     limit=_gain_limit("adv_kl_max"),
-    source=OURS,
-    scaling="ξ′ T ΣTV",
-    sharpness="loose",
 )
 def topd_penalty_fixed(horizon: Any, tv_sum: Any, adv_kl_max: Any) -> Any:
     """2ξ′(T_max − 1)·Σ_t E TV(c_t), ξ′ = max_c |E_π̃ A(c, ·) − KL(π̃‖π)(c)|.
@@ -341,10 +323,10 @@ def topd_improvement_region(horizon: Any) -> Any:
 
 @bound(
     "dppo.thm2.1",
-    name="Discounted, printed constant 2",
+    "Discounted, printed constant 2",
+    "ξγε²/(1−γ)²",
     target="step",
     source=f"{DPPO}, Theorem 2.1",
-    scaling="ξγε²/(1−γ)²",
     sharpness="unknown",
     assumptions=("discounted MDP", "this constant is false"),
 )
@@ -355,12 +337,10 @@ def discounted_printed(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
 
 @bound(
     "dppo.thm2.1/trpo",
-    claim="dppo.thm2.1",
-    name="Discounted, TRPO constant 4",
+    "Discounted, TRPO constant 4",
+    "ξγε²/(1−γ)²",
     target="discounted_error",
     source="Trust Region Policy Optimization, Theorem 1",
-    scaling="ξγε²/(1−γ)²",
-    sharpness="loose",
     assumptions=("discounted MDP",),
 )
 def discounted_trpo(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
@@ -370,10 +350,9 @@ def discounted_trpo(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
 
 @bound(
     "dppo.thm2.1-sharp",
-    name="Discounted, sharp",
+    "Discounted, sharp",
+    "ξγε²/((1−γ)(1−γ+γε))",
     target="discounted_error",
-    source=OURS,
-    scaling="ξγε²/((1−γ)(1−γ+γε))",
     sharpness="tight",
     assumptions=("discounted MDP",),
 )
@@ -387,11 +366,10 @@ def discounted_sharp(gamma: Any, tv_max: Any, adv_max: Any) -> Any:
 
 
 @bound(
-    "trm.2.2.2",
-    name="Variance of the trajectory weight",
+    "trm.2.2.2-bound",
+    "Variance of the trajectory weight",
+    "(1+x)^T − 1",
     target="variance",
-    source=OURS,
-    scaling="(1+x)^T − 1",
     sharpness="tight",
     assumptions=_ABSOLUTE_CONTINUITY,
 )
@@ -408,12 +386,10 @@ def trajectory_weight_variance(horizon: Any, chi2_max: Any) -> Any:
 
 
 @bound(
-    "trm.2.2.4",
-    name="Variance of the per-token surrogate",
+    "trm.2.2.4-centred",
+    "Variance of the per-token surrogate",
+    "T x",
     target="variance",
-    source=OURS,
-    scaling="T x",
-    sharpness="loose",
     assumptions=_ABSOLUTE_CONTINUITY,
 )
 def token_weight_variance(horizon: Any, chi2_max: Any, advantage_bound: Any) -> Any:

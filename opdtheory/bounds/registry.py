@@ -6,10 +6,16 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy import optimize
+
+TRM = "Trust Region Masking for Long-Horizon LLM Reinforcement Learning"
+DPPO = "Rethinking the Trust Region in LLM Reinforcement Learning"
+TOPD = "Trust Region Policy Distillation"
+OURS = "this package"
 
 TARGETS = {
     "surrogate_error": "|J(π) − J(μ) − L|",
@@ -22,13 +28,14 @@ TARGETS = {
     "discounted_error": "|η(π) − η(μ) − L| in a discounted MDP",
     "variance": "variance, second moment or norm of an estimator",
     "distance": "expected L1 distance between student and teacher",
+    "distance_lower": "expected L1 distance between student and teacher, from below",
     "step": "a quantity used inside other bounds",
 }
 """What a bound can bound."""
-LOWER = frozenset({"improvement_lower"})
+LOWER = frozenset({"improvement_lower", "distance_lower"})
 """Targets bounded from below: the larger the value, the better."""
 SHARPNESS = ("identity", "tight", "asymptotic", "loose", "unknown")
-UNIT_INTERVAL = frozenset({"tv_max", "tv_seq", "hellinger2_max", "hellinger2_seq", "alpha", "J_behavior"})
+UNIT_INTERVAL = frozenset({"tv_max", "tv_seq", "hellinger2_max", "hellinger2_seq", "alpha"})
 """Arguments that cannot exceed one."""
 
 
@@ -38,7 +45,8 @@ class Bound:
 
     ``needs`` are the quantities the function takes; ``optional`` those with a default other than ``span``;
     ``claim`` is the catalogue entry it states (``id`` is unique even where one entry has two forms);
-    ``limit`` overrides the trivial value of the target.
+    ``limit`` overrides the trivial value of the target; the bound is false where a quantity in ``without``
+    is not zero.
     """
 
     id: str
@@ -54,6 +62,7 @@ class Bound:
     optional: tuple[str, ...] = ()
     scales_with_span: bool = False
     limit: Callable[[Mapping[str, Any]], Any] | None = None
+    without: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         return self.function(*args, **named)
@@ -81,6 +90,7 @@ class Bound:
             "improvement": span,
             "improvement_lower": -span,
             "improvement_upper": span,
+            "distance_lower": 0.0,
             "sequence_tv": 1.0,
             "distance": given.get("initial", 2.0),
         }.get(self.target, math.inf)
@@ -154,15 +164,16 @@ REGISTRY: dict[str, Bound] = {}
 
 def bound(
     id: str,
-    *,
     name: str,
-    target: str,
-    source: str,
     scaling: str,
-    sharpness: str,
-    assumptions: tuple[str, ...] = (),
+    *,
+    target: str,
+    source: str = OURS,
+    sharpness: str = "loose",
     claim: str | None = None,
+    assumptions: tuple[str, ...] = (),
     limit: Callable[[Mapping[str, Any]], Any] | None = None,
+    without: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a bound; the function comes back unchanged but for a ``bound`` attribute."""
 
@@ -186,6 +197,7 @@ def bound(
             optional=tuple(n for n, p in parameters.items() if p.default is not p.empty and n != "span"),
             scales_with_span="span" in parameters,
             limit=limit,
+            without=without,
         )
         REGISTRY[id] = entry
         function.bound = entry  # type: ignore[attr-defined]
@@ -194,15 +206,15 @@ def bound(
     return register
 
 
+error_bound = partial(bound, target="surrogate_error")
+"""``bound`` for the many bounds on |J(π) − J(μ) − L|."""
+
+
 def scaled(value: Any, span: Any) -> Any:
     """``value`` for rewards of the given span, without a spurious factor 1 in recorded formulas."""
     return value if isinstance(span, int) and span == 1 else value * span
 
 
-TRM = "Trust Region Masking for Long-Horizon LLM Reinforcement Learning"
-DPPO = "Rethinking the Trust Region in LLM Reinforcement Learning"
-TOPD = "Trust Region Policy Distillation"
-OURS = "this package"
 __all__ = [
     "DPPO",
     "LOWER",
@@ -215,6 +227,7 @@ __all__ = [
     "UNIT_INTERVAL",
     "Bound",
     "bound",
+    "error_bound",
     "largest_below",
     "scaled",
 ]

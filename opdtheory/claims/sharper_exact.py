@@ -13,7 +13,7 @@ from opdtheory import bounds
 from opdtheory.claims.sharper import ANY_SUPPORT, DOC, NESTED, UNIT, WORST
 from opdtheory.claims.sharper_steps import STEP, algebra, leak, offer, plain_sizes, split_then_part
 from opdtheory.claims.sources import OURS
-from opdtheory.elementary import absolute, exact, exp, log, minimum
+from opdtheory.elementary import absolute, exact, minimum
 from opdtheory.spaces import policy_pairs, teacher_students
 from opdtheory.tabular import PolicyPair, TokenTree
 from opdtheory.verification.blocks import Values, to_float
@@ -59,11 +59,6 @@ def _balanced(vocab: int, horizon: int, eos: int | None, prompts: int) -> list[V
     return [balanced(horizon, 0.05)] if plain else []
 
 
-def chi2_supremum(horizon: int, chi2_max: Any) -> Any:
-    """½√((1+x)^T − 1 − Tx)."""
-    return bounds.chi2_uniform(horizon, chi2_max, 1) / 2
-
-
 @claim(
     "ours.s5/sup",
     OURS,
@@ -84,24 +79,19 @@ def chi2_supremum(horizon: int, chi2_max: Any) -> Any:
             "one-step-fewer",
             "dies",
             "T − 1 for T",
-            {"sides": lambda x: (absolute(x.error), chi2_supremum(max(x.horizon - 1, 0), x.chi2_max))},
+            {"sides": lambda x: (absolute(x.error), bounds.chi2_supremum(max(x.horizon - 1, 0), x.chi2_max))},
         ),
         Mutant(
             "half-chi2",
             "dies",
             "half the divergence",
-            {"sides": lambda x: (absolute(x.error), chi2_supremum(x.horizon, x.chi2_max / 2))},
+            {"sides": lambda x: (absolute(x.error), bounds.chi2_supremum(x.horizon, x.chi2_max / 2))},
         ),
     ),
 )
 def chi2_sup(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ ½√((1+x)^T − 1 − Tx), x the largest χ²(π‖μ) of any context."""
-    return absolute(x.error), chi2_supremum(x.horizon, x.chi2_max)
-
-
-def least_contraction(alpha: Any) -> Any:
-    """C_α = (1−α)·α^{α/(1−α)}."""
-    return (1 - alpha) * exp(alpha / (1 - alpha) * log(alpha))
+    return absolute(x.error), bounds.chi2_supremum(x.horizon, x.chi2_max)
 
 
 def _mixing_steps() -> Evidence:
@@ -164,7 +154,7 @@ AFFINE = algebra(
 )
 def mixing_floor(x: Any) -> Any:
     """C_α·d(π, π*) ≤ d(T_tok π, π*) with C_α = (1−α)·α^{α/(1−α)}, for every horizon."""
-    return least_contraction(x.alpha) * x.l1_seq, x.l1_token_mixed(x.alpha)
+    return bounds.contraction_token_floor(x.alpha, 1, x.l1_seq), x.l1_token_mixed(x.alpha)
 
 
 def _product_of_changes() -> Evidence:
@@ -223,7 +213,7 @@ def _product_of_changes() -> Evidence:
 )
 def reverse_responses(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ (T−1)·KL(π‖μ) of whole responses."""
-    return absolute(x.error), (x.horizon - 1) * x.reverse_kl_seq
+    return absolute(x.error), bounds.reverse_sequence_kl(x.horizon, x.reverse_kl_seq)
 
 
 def _small_divergence_rate() -> Evidence:
