@@ -149,23 +149,32 @@ def _argument(value: Any) -> Any:
 _INFIX = {"add": "+", "sub": "−", "mul": "·", "div": "/"}
 
 
+def _shown(name: str, value: Any) -> str:
+    """An argument of a primitive; a named scalar under its own name is not said twice."""
+    text = value["scalar"] if isinstance(value, dict) else value
+    return name if text == name else f"{name}={text}"
+
+
 def readable(node: list[Any]) -> str:
     """A one-line rendering of an expression tree for terminals and reports.
 
     >>> readable(["mul", ["const", "2"], ["sqrt", ["prim", "kl_seq"]]])
     '2·sqrt(kl_seq)'
+    >>> readable(["div", ["const", "1"], ["mul", ["const", "2"], ["prim", "kl", {"alpha": {"scalar": "alpha"}}]]])
+    '1/(2·kl(alpha))'
     """
     op, *args = node
     if op == "const":
         return str(args[0])
     if op == "prim":
-        inner = ", ".join(f"{k}={v}" for k, v in args[1].items()) if len(args) > 1 else ""
+        inner = ", ".join(_shown(k, v) for k, v in args[1].items()) if len(args) > 1 else ""
         return f"{args[0]}({inner})" if inner else str(args[0])
     if op in _INFIX:
         left, right = (readable(a) for a in args)
         wrap = {"add", "sub"} if op in {"mul", "div"} else set()
         left = f"({left})" if args[0][0] in wrap else left
-        right = f"({right})" if args[1][0] in wrap | {"sub", "div", "add"} - ({"add"} if op == "add" else set()) else right
+        grouped = wrap | {"sub", "div", "add"} - ({"add"} if op == "add" else set()) | ({"mul"} if op == "div" else set())
+        right = f"({right})" if args[1][0] in grouped else right
         return f"{left}{_INFIX[op]}{right}" if op in {"mul", "div"} else f"{left} {_INFIX[op]} {right}"
     if op == "neg":
         return f"−({readable(args[0])})" if args[0][0] in _INFIX else f"−{readable(args[0])}"
