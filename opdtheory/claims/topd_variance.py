@@ -120,7 +120,8 @@ def variance(x: Any) -> tuple[Any, Any]:
 
 
 def _term(s: Any) -> Any:
-    return s.p * log(s.alpha * s.q / s.p + 1 - s.alpha) ** 2
+    reward = log(s.alpha * s.q / s.p + 1 - s.alpha)
+    return s.p * reward * reward
 
 
 def _crossings() -> Evidence:
@@ -211,7 +212,8 @@ def _tangent_is_lambert() -> Evidence:
 def gaining_token(x: Any) -> tuple[Any, Any]:
     """For q ≥ p (q = p + share·(1 − p)), p·log²(αq/p + 1 − α) ≤ 2αs/eˢ, where s = 2 + W₀(−2(1−α)e⁻²)."""
     q, alpha = x.p + x.share * (1 - x.p), _tangent_weight(x.s)
-    return x.p * log(alpha * q / x.p + 1 - alpha) ** 2, 2 * alpha * x.s * exp(-x.s)
+    reward = log(alpha * q / x.p + 1 - alpha)
+    return x.p * reward * reward, 2 * alpha * x.s * exp(-x.s)
 
 
 # ------------------------------------------------------------------------------------------ Remark 4.3

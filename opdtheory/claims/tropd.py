@@ -1,4 +1,4 @@
-"""Trust Region On-Policy Distillation (TrOPD): gate, clip, mask, top-k forward KL and guidance, at one state.
+"""Trust Region On-Policy Distillation (TrOPD): gate, clip and mask, at one state.
 
 A state is a pair of distributions: p the student's, q the teacher's, ρ = q/p.  Thresholds are written as
 ``floor`` = e^τ, so that τ < 0 means floor < 1.
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory import divergences, rewards, spaces
+from opdtheory import rewards, spaces
 from opdtheory.claims.sources import TROPD
-from opdtheory.elementary import exp, log, minimum
+from opdtheory.elementary import asum, exact, exp, minimum, where
 from opdtheory.tabular import SingleState
 from opdtheory.verification import balls
 from opdtheory.verification.claim import Mutant
@@ -23,19 +23,20 @@ from opdtheory.verification.registry import claim, entry
 STATES = spaces.single_states()
 INTERIOR = spaces.single_states(full_support=True)
 THRESHOLDED = spaces.single_states(full_support=True, vocab=(2, 3, 4), extra={"floor": (0.05, 0.95)})
+ANY_THRESHOLD = spaces.single_states(full_support=True, vocab=(2, 3, 4), extra={"floor": (0.05, 3.0)})
 THREE = spaces.single_states(full_support=True, vocab=(2, 3, 4))
-TOPK = spaces.single_states(vocab=(3, 4, 6))
-WEIGHTED = spaces.single_states(full_support=True, extra={"alpha": (0.01, 0.99)})
+PROOFS = "docs/proofs/tropd.md"
+INTERIOR_PAIR = "student and teacher have full support"
 _SEED = 20260
 
 
-def _random_states(count: int = 400, vocab: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def random_states(count: int = 400, vocab: int = 5) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(_SEED)
     p, q = (rng.dirichlet(np.full(vocab, c), size=count) for c in (0.7, 0.4))
     return p, q
 
 
-def _agree(name: str, difference: Any) -> Evidence:
+def agree(name: str, difference: Any) -> Evidence:
     """A definition computed two ways, in float64."""
     worst = float(np.max(np.abs(difference)))
     return Evidence("check", worst < 1e-9, f"{name}: largest difference {worst:.1e}")
@@ -47,14 +48,23 @@ def _agree(name: str, difference: Any) -> Evidence:
 @claim(
     "tropd.gate", TROPD, "trust region by decoding agreement", "The gate accepts with probability 1 − TV",
     space=STATES, relation="==", sharpness="identity",
+    hypotheses=("the token is drawn from the full student: no top-p, no top-k",),
+    proof=f"{PROOFS}#gate",
     sketch="The sampled token is accepted with probability min(ρ, 1), so P(M = 1) = Σ min(p, q) = 1 − TV(p, q).",
     latex=r"\mathbb{P}(M=1)=\sum_y \min(p_y,q_y)=1-\mathrm{TV}(p,q)",
     mutants=(Mutant("half the distance", "dies", "TV already carries the factor ½",
-                    {"sides": lambda x: (x.gate_acceptance, 1 - x.tv / 2)}),),
+                    {"sides": lambda x: (_acceptance(x), 1 - x.tv / 2)}),
+             Mutant("gate drawn from the teacher", "dies", "the sampled token is the student's",
+                    {"sides": lambda x: (asum(x.q * minimum(x.p / x.q, 1) ** 2), 1 - x.tv), "space": INTERIOR}),),
 )  # fmt: skip
 def gate(x: Any) -> tuple[Any, Any]:
     """The token gate M ~ Bernoulli(min(q/p, 1)) on a token drawn from the student is open with probability 1 − TV(p, q)."""
-    return x.gate_acceptance, 1 - x.tv
+    return _acceptance(x), 1 - x.tv
+
+
+def _acceptance(x: Any) -> Any:
+    """E_p[min(ρ, 1)], token by token with its probability of being drawn and then of being accepted."""
+    return x.expect_p(minimum(x.ratio, 1))
 
 
 # -------------------------------------------------------------------------------------------------- k1
@@ -62,18 +72,43 @@ def gate(x: Any) -> tuple[Any, Any]:
 
 def _k1_loss_has_no_gradient() -> Evidence:
     """E_p[∇(log p(y) − log q(y))] = E_p[∇log p] = 0: no signal, whatever the teacher."""
-    p, _ = _random_states()
+    p, _ = random_states()
     vocab = p.shape[-1]
     score = np.eye(vocab) - p[:, None, :]  # score[i, y] = ∇ log p(y) in the logits
-    return _agree("expected gradient of the k1 loss", np.einsum("ny,nyz->nz", p, score))
+    return agree("expected gradient of the k1 loss", np.einsum("ny,nyz->nz", p, score))
+
+
+def _k1_as_reward() -> Evidence:
+    """E_p[log ρ ∇log p] against central differences of −KL(p‖q) in the logits."""
+    p, q = random_states(100)
+    logits, h = np.log(p), 1e-5
+    numeric = np.empty_like(p)
+    for a in range(p.shape[-1]):
+        values = []
+        for sign in (1, -1):
+            moved = logits.copy()
+            moved[:, a] += sign * h
+            m = np.exp(moved) / np.exp(moved).sum(-1, keepdims=True)
+            values.append(-(m * np.log(m / q)).sum(-1))
+        numeric[:, a] = (values[0] - values[1]) / (2 * h)
+    log_ratio = np.log(q / p)
+    field = p * (log_ratio - (p * log_ratio).sum(-1, keepdims=True))
+    gap = float(np.abs(field - numeric).max() / np.abs(numeric).max())
+    return Evidence("check", gap < 1e-6, f"k1 as a reward: field = −∇KL(p‖q) within {gap:.0e} of finite differences")
 
 
 @claim(
     "tropd.k1", TROPD, "K1 estimator", "k1 is the reverse KL as a value and as a REINFORCE reward",
-    space=STATES, relation="==", sharpness="identity", checks=(_k1_loss_has_no_gradient,),
+    space=STATES, relation="==", sharpness="identity", checks=(_k1_loss_has_no_gradient, _k1_as_reward),
+    hypotheses=("supp student ⊆ supp teacher, else both sides are infinite",),
+    proof=f"{PROOFS}#k1",
     sketch="E_p[log(p/q)] is KL(p‖q), and −log ρ as the reward of REINFORCE gives its gradient since E_p[∇log p] = 0. "
     "For the same reason k1 as a differentiable loss has expected gradient zero.",
     latex=r"\mathbb{E}_{y\sim p}\Big[\log\frac{p_y}{q_y}\Big]=\mathrm{KL}(p\,\|\,q)",
+    mutants=(
+        Mutant("other direction", "dies", "the tokens are the student's", {"sides": lambda x: (-x.opd_mean, x.kl_qp)}),
+        Mutant("gated", "dies", "see tropd.gated-k1-is-rkl", {"sides": lambda x: (x.gated_k1, x.kl_pq)}),
+    ),
 )  # fmt: skip
 def k1(x: Any) -> tuple[Any, Any]:
     """The mean of log(p/q) over tokens of the student is KL(p‖q)."""
@@ -90,7 +125,7 @@ def _f(ratio: Any) -> Any:
 
 def _gated_field_is_an_f_divergence() -> Evidence:
     """The gated field against central differences of −Σ p f(q/p) in the logits."""
-    p, q = _random_states(100)
+    p, q = random_states(100)
     logits, h = np.log(p), 1e-5
     numeric = np.empty_like(p)
     for a in range(p.shape[-1]):
@@ -113,7 +148,8 @@ def _gated_field_is_an_f_divergence() -> Evidence:
 
 @claim(
     "tropd.gated-k1-is-rkl", TROPD, "objective in the trust region", "The gated k1 term estimates a divergence",
-    space=INTERIOR, signed=True, relation="<=", checks=(_gated_field_is_an_f_divergence,),
+    space=INTERIOR, signed=True, relation="<=", checks=(_gated_field_is_an_f_divergence,), corrected_by=("tropd.bounded", "tropd.k1"),
+    hypotheses=(INTERIOR_PAIR,),
     sketch="E_p[−M log ρ] = −Σ min(p, q) log(q/p) drops the part of the sum that keeps KL(p‖q) non-negative. As a REINFORCE "
     "signal the gate descends another divergence, Σ p f(ρ) with f(ρ) = ρ − 1 − log ρ for ρ ≥ 1 and ½ρ log²ρ below, which is not "
     "convex; its raw estimate can be negative.",
@@ -185,11 +221,15 @@ def _majorant(below_one: bool) -> Any:
         balls.lemma("chord majorises log²ρ on [1, e⁴⁰]", _majorant(False), [(0, 40)], grade="balls"),
     ),
     checks=(_bounded_supremum,),
+    proof=f"{PROOFS}#bounded",
     sketch="E_p[M log²ρ] = E_p[h(ρ)] with h(ρ) = min(ρ, 1) log²ρ and E_p ρ ≤ 1. The common tangent of h on both sides of 1 "
     "majorises h, so its value at 1 bounds the mean for every vocabulary; two tokens with ρ at the tangent points attain it. The balls "
     "cover e^±40; beyond, h is under the line because ρ log²ρ → 0 and log²ρ grows slower than ρ.",
     latex=r"\sup_{p,q}\ \mathbb{E}_p\big[M\log^2\rho\big]=0.9656\ldots",
-    mutants=(Mutant("no gate", "dies", "E_p log²ρ is unbounded", {"sides": lambda x: (_MICRO * x.opd_second_moment, _chord()[0])}),),
+    mutants=(
+        Mutant("no gate", "dies", "E_p log²ρ is unbounded", {"sides": lambda x: (_MICRO * x.opd_second_moment, _chord()[0])}),
+        Mutant("one percent less", "dies", "the constant is best possible", {"factor": exact("99/100")}),
+    ),
     hypotheses=("q ≪ p or not: mass of q outside supp p only lowers E_p ρ",),
 )  # fmt: skip
 def bounded(x: Any) -> tuple[Any, Any]:
@@ -210,8 +250,13 @@ def _stationary(x: Any) -> tuple[Any, Any]:
 
     As a checkable statement: where TV > 1/5 and all probabilities exceed 1/10, every squared push exceeds 10⁻⁶.
     """
+    return 1, _MICRO * _least_push(x)
+
+
+def _least_push(x: Any) -> Any:
+    """Smallest squared length of the three expected directions."""
     pushes = [x.direction_dot(s, s, x.floor) for s in ("clip", "mask", "gate")]
-    return 1, _MICRO * minimum(minimum(pushes[0], pushes[1]), pushes[2])
+    return minimum(minimum(pushes[0], pushes[1]), pushes[2])
 
 
 entry(
@@ -219,8 +264,15 @@ entry(
     statement=" ".join((_stationary.__doc__ or "").split()),
     space=THRESHOLDED, sides=_stationary, given=_clear, signed=True, relation="<=",
     assumption="a negative threshold τ < 0 (floor < 1)",
-    unassumed={"space": spaces.single_states(full_support=True, vocab=(2, 3, 4), extra={"floor": (0.05, 3.0)})},
-    hypotheses=("student and teacher have full support",),
+    unassumed={"space": ANY_THRESHOLD},
+    hypotheses=(INTERIOR_PAIR,),
+    proof=f"{PROOFS}#stationary",
+    latex=r"\mathbb{E}_p[f\,\nabla\log p]=0\implies p=q,\quad f\in\{\max(\log\rho,\tau),\,1[\log\rho>\tau]\log\rho,\,\min(\rho,1)\log\rho\},\ \tau<0",
+    mutants=(
+        Mutant("any threshold", "dies", "clipping above 1 flattens every reward", {"space": ANY_THRESHOLD}),
+        Mutant("push of ordinary size", "dies", "1/100 is more than states of this kind give",
+               {"sides": lambda x: (1, 100 * _least_push(x))}),
+    ),
     sketch="An expected direction vanishes iff the signal is constant on the support. Clip: a constant τ would mean ρ ≤ e^τ < 1 everywhere, "
     "against Σpρ = 1; so all log ρ are equal, hence 0. Mask: if the constant is 0, masked tokens have ρ < 1 and the others ρ = 1, so none is masked. "
     "Gate: min(ρ, 1) log ρ = c with c > 0 puts every ρ above 1, c < 0 every ρ below; c = 0 gives ρ = 1. With τ ≥ 0 clipping "
@@ -237,7 +289,7 @@ def _gate_opposition(x: Any) -> tuple[Any, Any]:
 
 def _fkl_often_restores() -> Evidence:
     """Of random states where the gate opposes reverse KL, in how many does the forward-KL term turn the update round?"""
-    p, q = _random_states(20000)
+    p, q = random_states(20000)
     x = SingleState(p, q, validate=False)
     opposed = x.direction_dot("gate", "rkl") < 0
     worst = SingleState(p[opposed], q[opposed], validate=False)
@@ -249,7 +301,8 @@ def _fkl_often_restores() -> Evidence:
 
 @claim(
     "tropd.direction", TROPD, "outlier handling keeps the direction", "The gated update never opposes reverse KL",
-    space=THREE, signed=True, checks=(_fkl_often_restores,),
+    space=THREE, signed=True, checks=(_fkl_often_restores,), corrected_by=("tropd.stationary",),
+    hypotheses=(INTERIOR_PAIR, "directions in free logits"),
     sketch="Removing or damping the tokens with ρ < 1 changes the mean that REINFORCE subtracts; with three or more tokens the remaining "
     "field can point uphill for KL(p‖q). The forward-KL term of the full objective mends most such states, but not all: on the counterexample it does not.",
     latex=r"\Big\langle \mathbb{E}_p[M\log\rho\,\nabla\log p],\ -\nabla \mathrm{KL}(p\|q)\Big\rangle\ge 0",
@@ -261,8 +314,10 @@ def direction(x: Any) -> tuple[Any, Any]:
 
 @claim(
     "tropd.direction/mask", TROPD, "mask outlier", "The masked update never opposes reverse KL",
-    space=THRESHOLDED, signed=True,
+    space=THRESHOLDED, signed=True, corrected_by=("tropd.stationary",),
+    hypotheses=(INTERIOR_PAIR, "directions in free logits", "τ < 0"),
     sketch="As for the gate: masking tokens below the threshold changes the baseline as well as the signal.",
+    latex=r"\Big\langle \mathbb{E}_p[1[\log\rho>\tau]\log\rho\,\nabla\log p],\ -\nabla \mathrm{KL}(p\|q)\Big\rangle\ge 0",
 )  # fmt: skip
 def direction_mask(x: Any) -> tuple[Any, Any]:
     """The expected update with outliers masked has a non-negative inner product with the descent direction of KL(p‖q)."""
@@ -274,7 +329,7 @@ def direction_mask(x: Any) -> tuple[Any, Any]:
 
 def _per_token_norm() -> Evidence:
     """Masking multiplies each token's gradient by 0 or 1 and clipping (τ < 0) shrinks its reward: no token's norm grows."""
-    p, q = _random_states()
+    p, q = random_states()
     log_ratio = np.log(q / p)
     worst = max(
         float(np.max(np.abs(f(log_ratio, tau)) - np.abs(log_ratio)))
@@ -285,7 +340,8 @@ def _per_token_norm() -> Evidence:
 
 @claim(
     "tropd.mask-norm", TROPD, "reduced gradient norms", "Masking outliers shrinks the mean gradient",
-    space=THRESHOLDED, relation="<=", checks=(_per_token_norm,),
+    space=THRESHOLDED, relation="<=", checks=(_per_token_norm,), corrected_by=("tropd.mask-norm/second-moment",),
+    hypotheses=(INTERIOR_PAIR, "τ < 0"),
     sketch="Per token the norm can only fall. The mean gradient is a sum of vectors that partly cancel; removing some can lengthen it.",
     latex=r"\|\mathbb{E}_p[1[\log\rho>\tau]\log\rho\,\nabla\log p]\|\le\|\mathbb{E}_p[\log\rho\,\nabla\log p]\|",
 )  # fmt: skip
@@ -294,116 +350,29 @@ def mask_norm(x: Any) -> tuple[Any, Any]:
     return x.direction_dot("mask", "mask", x.floor), x.direction_dot("rkl", "rkl", x.floor)
 
 
-# ------------------------------------------------------------------------------------------ top-k forward KL
+def _token_second_moment(x: Any, signal: Any) -> Any:
+    """E_p[f²‖∇log p‖²] over free logits, ‖∇log p(a)‖² = 1 − 2p_a + Σp²."""
+    return asum(x.p * signal * signal * (1 - 2 * x.p + asum(x.p * x.p)[..., None] if x.p.ndim > 1 else 1 - 2 * x.p + asum(x.p * x.p)))
+
+
+def _masked_signal(x: Any) -> Any:
+    floor = x.floor if x.is_exact else np.asarray(x.floor)[..., None]
+    return where(x.q > floor * x.p, x.log_ratio, 0 * x.log_ratio)
 
 
 @claim(
-    "tropd.topk-lower", TROPD, "top-k forward KL", "The top-k forward KL without a tail is a divergence below the forward KL",
-    space=spaces.single_states(full_support=True, vocab=(3, 4)), signed=True, corrected_by=("tropd.topk-lower/tail",),
-    sketch="Σ over the top k of q log(q/p) is a partial sum of KL(q‖p): the tokens left out may contribute negatively, and the partial sum itself may "
-    "be negative when the student puts more mass on the teacher's top k than the teacher does.",
-    latex=r"0\le \sum_{y\in \mathrm{TopK}(q)} q_y\log\frac{q_y}{p_y}\le \mathrm{KL}(q\|p)",
+    "tropd.mask-norm/second-moment", TROPD, "reduced gradient norms, per token", "Masking outliers shrinks the second moment of the gradient",
+    space=THRESHOLDED, nature="ours", relation="<=", sharpness="tight",
+    hypotheses=(INTERIOR_PAIR,),
+    proof=f"{PROOFS}#mask-norm",
+    sketch="The mask multiplies each token's gradient by 0 or 1, so every term of the second moment falls or stays.",
+    latex=r"\mathbb{E}_p\|1[\log\rho>\tau]\log\rho\,\nabla\log p\|^2\le\mathbb{E}_p\|\log\rho\,\nabla\log p\|^2",
+    mutants=(
+        Mutant("mean gradient", "dies", "see tropd.mask-norm",
+               {"sides": lambda x: (x.direction_dot("mask", "mask", x.floor), x.direction_dot("rkl", "rkl", x.floor))}),
+        Mutant("a hundredth to spare", "dies", "nothing may be masked", {"factor": exact("99/100")}),
+    ),
 )  # fmt: skip
-def topk_lower(x: Any) -> tuple[Any, Any]:
-    """The forward KL summed over the teacher's top two tokens lies between 0 and KL(q‖p) (as one statement: its
-    distance below 0 and above KL(q‖p) is nil)."""
-    value = x.topk_fkl(2)
-    return -minimum(value, x.kl_qp - value), 0
-
-
-@claim(
-    "tropd.topk-lower/tail", TROPD, "top-k forward KL, with a tail bucket", "With a tail bucket the top-k forward KL is a lower bound",
-    space=TOPK, sharpness="tight", relation="<=",
-    sketch="Merging tokens into a bucket is a deterministic map; by the data-processing inequality it can only lower KL(q‖p), and what is left is a KL of "
-    "distributions, hence non-negative. Equality when ρ is constant on the tail.",
-    mutants=(Mutant("reverse direction", "dies", "KL(p‖q) does not bound it", {"sides": lambda x: (x.topk_fkl_tail(2), x.kl_pq)}),),
-)  # fmt: skip
-def topk_lower_tail(x: Any) -> tuple[Any, Any]:
-    """KL(q‖p) on the teacher's top two tokens and one tail bucket is at most KL(q‖p)."""
-    return x.topk_fkl_tail(2), x.kl_qp
-
-
-def _topk_minimiser() -> Evidence:
-    """Gradient descent is not needed: the stationarity condition of −Σ_K q log p is p = q_K/P, checked as a zero field and a minimum."""
-    p, q = _random_states(200)
-    worst, gap = 0.0, 0.0
-    for k in (1, 2, 3):
-        head = np.asarray(divergences.topk_members(q, k))
-        mass = np.where(head, q, 0.0).sum(-1)
-        best = np.where(head, q, 0.0) / mass[:, None]
-        value = (np.where(head, q, 0.0) * np.log(np.where(head, q / np.maximum(best, 1e-300), 1.0))).sum(-1)
-        other = (np.where(head, q, 0.0) * np.log(np.where(head, q / p, 1.0))).sum(-1)
-        worst = max(worst, float((value - other).max()))
-        gap = max(gap, float(np.abs(np.abs(best - q).sum(-1) / 2 - (1 - mass)).max()))
-    ok = worst <= 0.0 and gap < 1e-12
-    return Evidence("check", ok, f"no student beats q restricted to the top k; its TV to q is 1 − P within {gap:.0e}")
-
-
-@claim(
-    "tropd.topk-bias", TROPD, "top-k forward KL", "The top-k objective is minimised by the renormalised top-k teacher",
-    space=INTERIOR, signed=True, checks=(_topk_minimiser,), sharpness="tight",
-    sketch="Over students p, Σ_K q log(q/p) = P·KL(q_K/P ‖ p_K/p(K)) + P log(P/p(K)) with P = q(K): both terms are smallest for p = q_K/P, where the value is "
-    "P log P. That student is at TV distance 1 − P from the teacher.",
-    latex=r"\min_p\sum_{y\in K}q_y\log\frac{q_y}{p_y}=P\log P,\qquad \mathrm{TV}(q_K/P,\,q)=1-P",
-    mutants=(Mutant("value zero", "dies", "the minimum P log P is negative", {"sides": lambda x: (0, x.topk_fkl(1))}),),
-)  # fmt: skip
-def topk_bias(x: Any) -> tuple[Any, Any]:
-    """For every student the top-1 forward KL without a tail is at least P log P, P the teacher's mass on its top token; the
-    minimiser is the teacher restricted to the top k."""
-    mass = x.topk_mass_q(1)
-    return mass * log(mass), x.topk_fkl(1)
-
-
-# --------------------------------------------------------------------------------------------------- JSD
-
-
-@claim(
-    "tropd.jsd", TROPD, "generalised JSD objective", "The k1 term of generalised JSD is minus TOP-D's reward",
-    space=WEIGHTED, relation="==", nature="ours", sharpness="identity",
-    sketch="With m = αq + (1−α)p, log(p/m) = −log(αρ + 1 − α) = −r̃ pointwise, so KL(p‖m) = −E_p[r̃]: generalised JSD's student term and TOP-D's reward are one.",
-    latex=r"\mathbb{E}_p\Big[\log\frac{p}{\alpha q+(1-\alpha)p}\Big]=-\mathbb{E}_p[\tilde r]",
-    mutants=(Mutant("weights swapped", "dies", "α weighs the teacher", {"sides": lambda x: (x.jsd(x.alpha) - x.alpha * x.kl_qp, -x.topd_mean(1 - x.alpha))}),),
-)  # fmt: skip
-def jsd(x: Any) -> tuple[Any, Any]:
-    """KL(p‖m) with m = αq + (1−α)p equals −E_p[log(αρ + 1 − α)]."""
-    return divergences.kl(x.p, x.mixture(x.alpha)), -x.topd_mean(x.alpha)
-
-
-# -------------------------------------------------------------------------------------------- suppressed
-
-
-@claim(
-    "tropd.suppressed", TROPD, "suppressed top-k tokens", "Suppressing the teacher's top tokens makes its divergence vanish",
-    space=spaces.single_states(full_support=True, vocab=(2, 3)), signed=True,
-    given=lambda x: [(10 * x.topk_mass_p(1), "<", 1)],
-    sketch="If the student's mass on the teacher's top tokens goes to 0 while the teacher's stays, KL(q‖p) → ∞ and KL(p‖q) stays away from 0: the tokens' "
-    "weight in E_p vanishes, not the divergence. Only the *gradient signal from sampling* fades.",
-    note="Read as: when the student's mass on the teacher's top token is small, KL(p‖q) is small (here: mass below 1/10 would give KL below 1/10).",
-)  # fmt: skip
-def suppressed(x: Any) -> tuple[Any, Any]:
-    """Where the student's mass on the teacher's top token is below 1/10, KL(p‖q) is below 1/10 as well."""
-    return 10 * x.kl_pq, 1
-
-
-# --------------------------------------------------------------------------------------------- off policy
-
-
-def _guidance_gradient() -> Evidence:
-    """E_{y~q}[∇ of −log(q/p)] against the gradient of the cross entropy, in the logits."""
-    p, q = _random_states()
-    score = np.eye(p.shape[-1]) - p[:, None, :]
-    guided = np.einsum("ny,nyz->nz", q, score)  # E_q ∇log p: log q does not depend on the student
-    return _agree("gradient of the guidance term − SFT gradient q − p", guided - (q - p))
-
-
-entry(
-    "tropd.offpolicy", TROPD, "off-policy guidance", "Guidance on teacher prefixes is supervised fine-tuning",
-    statement="On tokens drawn from the teacher, the guidance term's gradient is that of the negative log-likelihood: log q does not depend on the student.",
-    checks=(_guidance_gradient,), space=INTERIOR, relation="==", sharpness="identity",
-    sides=lambda x: (x.kl_qp + x.entropy_q, _cross_entropy(x)),
-    sketch="E_q[log(q/p)] = H(q, p) − H(q), and H(q) is a constant of the student: both have gradient p − q in the logits.",
-)  # fmt: skip
-
-
-def _cross_entropy(x: Any) -> Any:
-    return -x.expect_q(log(x.p))
+def mask_second_moment(x: Any) -> tuple[Any, Any]:
+    """The second moment of one token's masked gradient is at most that of the unmasked one, over free logits."""
+    return _token_second_moment(x, _masked_signal(x)), _token_second_moment(x, x.log_ratio)

@@ -41,13 +41,14 @@ class Moments:
     @cached_property
     def bias2(self) -> Any:
         """‖E ĝ − ∇η‖², and 0 rather than its rounding error for an estimator proved unbiased."""
-        gap2 = ((self.mean - self.target) ** 2).sum(axis=-1)
+        gap = self.mean - self.target
+        gap2 = (gap * gap).sum(axis=-1)  # a product: a ball around zero has no real power
         return 0 * gap2 if self.unbiased else gap2
 
     @cached_property
     def variance(self) -> Any:
         """Trace of the covariance of one sample, E‖ĝ‖² − ‖E ĝ‖²."""
-        return self.second_moment - (self.mean**2).sum(axis=-1)
+        return self.second_moment - (self.mean * self.mean).sum(axis=-1)
 
     def mse(self, samples: int = 1) -> Any:
         """E‖(mean of ``samples`` independent ĝ) − ∇η‖² = bias² + variance/samples."""

@@ -60,4 +60,5 @@ class OneLogitStudent(TeacherStudent):
 
     def gradient_norm2(self, estimator: str, alpha: Any = None) -> Any:
         """(E ĝ)_θ²."""
-        return self.component(estimator) ** 2
+        component = self.component(estimator)
+        return component * component
