@@ -15,7 +15,8 @@ from opdtheory.tabular import (
     terminal_reward,
 )
 from opdtheory.verification.claim import Claim, Mutant, Source
-from opdtheory.verification.engine import search, verify
+from opdtheory.verification.engine import verify
+from opdtheory.verification.searching import search
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ with a leading lane axis or object arrays of exact rationals without one, and mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -32,11 +32,6 @@ def _between(low: Any, high: Any, ends: tuple[float, float]) -> list[Condition]:
     return [(low, ">=", Fraction(str(ends[0]))), (high, "<=", Fraction(str(ends[1])))]
 
 
-def _in_boxes(x: Any, boxes: Mapping[str, Any]) -> list[Condition]:
-    """The named scalars of an instance lie in their boxes."""
-    return [c for name, b in boxes.items() for c in _between(getattr(x, name), getattr(x, name), (b.lo, b.hi))]
-
-
 @dataclass(frozen=True)
 class Space:
     """A family of instances.
@@ -49,9 +44,11 @@ class Space:
         serialise: exact instance → JSON-ready dict of the certificate's ``instance``.
         structure: size → plain integers a claim may read while being recorded.
         pairs: block-name prefixes that are sampled near or opposite each other.
-        conditions: recorded instance → (lhs, relation, rhs) triples that every instance of the space satisfies; a
-            certificate states them among its conditions, so that its reader sees the whole scope of the claim.
+        conditions: recorded instance → (lhs, relation, rhs) triples that every instance of the space satisfies beside the
+            ranges of its named scalars, which :meth:`scope` adds; a certificate states them all, so that its reader sees
+            the whole scope of the claim.
         description: one line for reports.
+        reach: largest vocabulary and horizon of a wide sweep; less than (4, 6) only where the statement ends earlier.
     """
 
     kind: str
@@ -63,6 +60,47 @@ class Space:
     pairs: tuple[tuple[str, str], ...] = ()
     conditions: Callable[[Any], list[Condition]] = field(default=lambda x: [])
     description: str = ""
+    reach: tuple[int, int] = (4, 6)
+
+    def wide(self) -> tuple[Size, ...]:
+        """Every size of the wide sweep that is not among ``sizes``: vocabularies and horizons from the smallest declared to
+        ``reach``, on trees (end-of-sequence token, prompts) like the smallest."""
+        if not self.sizes or "vocab" not in self.sizes[0]:
+            return ()
+        first = self.sizes[0]
+        vocabs = range(min(s["vocab"] for s in self.sizes), self.reach[0] + 1)
+        if "horizon" not in first:
+            swept: list[Size] = [{**first, "vocab": v} for v in vocabs]
+        else:
+            ends = first["eos"] is not None
+            horizons = range(min(s["horizon"] for s in self.sizes), self.reach[1] + 1)
+            swept = [{**first, "vocab": v, "horizon": t, "eos": v - 1 if ends else None} for v in vocabs for t in horizons]
+        return tuple(size for size in swept if size not in self.sizes)
+
+    def scope(self, x: Any, size: Size, names: Iterable[str]) -> list[Condition]:
+        """What every instance of this size satisfies: named scalars lie in their boxes, and ``conditions``.
+
+        ``x`` is an instance or a recorder; ``names`` are the scalars it carries by name.
+        """
+        out: list[Condition] = []
+        for name, block in self.blocks(**size).items():
+            if name in names and isinstance(block, Box):
+                value, ends = getattr(x, name), (block.lo, block.hi)
+                out += [(value, "==", Fraction(str(block.lo)))] if block.lo == block.hi else _between(value, value, ends)
+        return out + self.conditions(x)
+
+    def admits(self, size: Size) -> bool:
+        """Whether instances of this size belong to the space, tried or not: end-of-sequence token, prompts and whatever else
+        is the same at every declared size must be so, and no number may be below the smallest declared one."""
+        for name in set(size) | {key for declared in self.sizes for key in declared}:
+            declared = [s.get(name) for s in self.sizes]
+            value = size.get(name)
+            if name == "eos":
+                if (value is None) not in {d is None for d in declared}:
+                    return False
+            elif value not in declared and (len(set(declared)) == 1 or value is None or value < min(declared)):
+                return False
+        return True
 
     def with_sizes(self, *sizes: Size) -> Space:
         """The same space restricted to (or extended by) the given sizes, smallest first."""
@@ -93,7 +131,6 @@ def scalars(**domains: tuple[float, float] | Box) -> Space:
         blocks=lambda: blocks,
         build=lambda values: Scalars({k: v if v.shape else v.item() for k, v in values.items()}),
         serialise=lambda x: {name: str(exact(getattr(x, name))) for name in domains},
-        conditions=lambda x: _in_boxes(x, blocks),
         description="scalars " + ", ".join(f"{k} ∈ [{b.lo:g}, {b.hi:g}]" for k, b in blocks.items()),  # type: ignore[union-attr]
     )
 
@@ -135,7 +172,7 @@ def single_states(
         return SingleState(p, b["q"], values=b.get("values"), validate=False, **named)
 
     def conditions(x: Any) -> list[Condition]:
-        out = _in_boxes(x, scalar_blocks)
+        out: list[Condition] = []
         if values is not None:
             out += _between(x.values_min, x.values_max, values)
         if full_support:
@@ -295,8 +332,7 @@ def teacher_students(
         return TeacherStudent.from_levels(tree, **levels, validate=False, **named)
 
     def conditions(x: Any) -> list[Condition]:
-        lowest = [(getattr(x, f"min_{name}"), ">", 0) for name in names] if full_support else []
-        return [*_in_boxes(x, scalar_blocks), *lowest]
+        return [(getattr(x, f"min_{name}"), ">", 0) for name in names] if full_support else []
 
     pairs = (("teacher", "student"), *((("student", "candidate"),) if candidate else ()))
     return Space(

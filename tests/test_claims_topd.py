@@ -13,7 +13,7 @@ import pytest
 from opdtheory import checker, claims
 from opdtheory.claims import topd_algorithm, topd_reward, topd_variance
 from opdtheory.tabular.iterates import MinorizerSteps, ProximalSteps
-from opdtheory.verification.engine import search
+from opdtheory.verification.searching import search
 from tests.tolerance import LOOSE64, TIGHT, close
 
 Policy = dict[tuple[int, ...], tuple[F, ...]]

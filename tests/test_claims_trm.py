@@ -11,7 +11,7 @@ import pytest
 
 from opdtheory import checker, claims
 from opdtheory.claims import trm_common
-from opdtheory.verification.engine import search
+from opdtheory.verification.searching import search
 from tests.tolerance import TIGHT, close
 
 Policy = dict[tuple[int, ...], tuple[F, ...]]

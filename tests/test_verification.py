@@ -16,10 +16,10 @@ from opdtheory.elementary import log, sqrt
 from opdtheory.verification import blocks as bl
 from opdtheory.verification import power
 from opdtheory.verification.arithmetic import compare, decide
-from opdtheory.verification.ascent import Budget, SidesError, attack
+from opdtheory.verification.ascent import SidesError
 from opdtheory.verification.certificate import build, file_name, states
 from opdtheory.verification.claim import Mutant
-from opdtheory.verification.engine import generator, verify
+from opdtheory.verification.engine import verify
 from opdtheory.verification.evidence import Evidence
 from opdtheory.verification.expression import Expr, NotRecordable, Recorder, readable
 from opdtheory.verification.identities import random_points, symbolic
@@ -174,10 +174,28 @@ def test_a_broken_claim_is_reported_and_does_not_stop_the_others(sides, message)
     assert verdicts[1].status == "survived"
 
 
-def test_sides_error_carries_the_instance():
-    with pytest.raises(SidesError) as caught:
-        attack(ot.Claim(id="bad", space=XY, sides=lambda s: (s.x[:3], s.y)), {}, Budget(), generator(AM_GM, 0))
-    assert caught.value.instance.x.ndim == 1
+def test_sides_error_carries_one_readable_instance():
+    """A failure in one lane of a batch is traced to that lane, and the lane rounded to what still fails."""
+    fails = ot.Claim(id="bad", space=PAIRS, sides=lambda x: (np.where(x.tv_max > 0.7, np.nan, x.tv_max), x.tv_sum))
+    with pytest.raises(SidesError, match=r"NaN.*behavior") as caught:
+        ot.search(fails, seed=0)
+    data = caught.value.instance
+    assert data["horizon"] == 1
+    (p, q), = zip(data["behavior"][0], data["target"][0], strict=True)
+    distance = sum(abs(Fraction(a) - Fraction(b)) for a, b in zip(p, q, strict=True)) / 2
+    assert distance > Fraction(7, 10) and max(Fraction(a).denominator for a in p) <= 10
+
+
+def test_trouble_beyond_floats_is_reported_too():
+    """Sides that work on floats but not on exact numbers, or cannot be recorded, do not end a run."""
+    exact = ot.Claim(id="exact", space=XY, sides=lambda s: (s.x, s.y * Fraction(1, 2)))
+    opaque = ot.Claim(id="opaque", space=PAIRS, sides=lambda x: (abs(x.error), np.sqrt(x.kl_seq) / 9))
+    given = ot.Claim(id="given", space=XY, sides=lambda s: (s.x, s.y), given=lambda s: [(s.x, "≥", 0)])
+    verdicts = run([exact, opaque, given, AM_GM])
+    assert [v.status for v in verdicts] == ["undecided"] * 3 + ["survived"]
+    said = [" ".join(v.problems) for v in verdicts]
+    assert "Fraction" in said[0] and "on the instance" in said[0]
+    assert "not certifiable" in said[1] and "'≥'" in said[2] and not said[3]
 
 
 def test_a_violation_that_cannot_be_recorded_is_not_a_refutation():

@@ -7,7 +7,7 @@ to the boundary, where extreme instances live; now and then the worse half resta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,23 @@ FLOOR = 1e-9
 EXCESS = 1e-7
 """A float score this far above its threshold is worth an attempt at exact confirmation, nothing more."""
 _INFEASIBLE = -1e6
+_SIGN = {"<=": 1, "<": 1, ">=": -1, ">": -1}
 
 
 class SidesError(Exception):
-    """A claim's ``sides`` raised, returned NaN or the wrong shape; carries the instance that did it."""
+    """A claim's ``sides`` or ``given`` raised, returned NaN or the wrong shape.
 
-    def __init__(self, claim_id: str, problem: str, instance: Any):
+    ``values`` are the blocks of the instances on which it happened, a lane each, or of the one exact instance;
+    ``instance`` is the one to blame, ready for JSON, once :func:`opdtheory.verification.failures.blame` has found it.
+    """
+
+    def __init__(self, claim_id: str, problem: str, size: Size | None = None, values: bl.Values | None = None):
         super().__init__(f"{claim_id}: {problem}")
-        self.claim_id, self.problem, self.instance = claim_id, problem, instance
+        self.claim_id, self.problem, self.size, self.values = claim_id, problem, size, values
+        self.instance: dict[str, Any] | None = None
 
     def __reduce__(self) -> Any:
-        return SidesError, (self.claim_id, self.problem, None)
+        return SidesError, (self.claim_id, self.problem)
 
 
 def threshold(claim: Claim) -> float:
@@ -53,10 +59,10 @@ def scores(claim: Claim, instance: Any, lanes: int) -> tuple[np.ndarray, np.ndar
     except SidesError:
         raise
     except Exception as problem:
-        raise SidesError(claim.id, f"sides raised {type(problem).__name__}: {problem}", instance) from problem
+        raise SidesError(claim.id, f"sides raised {type(problem).__name__}: {problem}") from problem
     for name, side in (("lhs", lhs), ("rhs", rhs)):
         if side.shape not in {(), (lanes,)}:
-            raise SidesError(claim.id, f"{name} has shape {side.shape}, expected ({lanes},)", instance)
+            raise SidesError(claim.id, f"{name} has shape {side.shape}, expected ({lanes},)")
     lhs, rhs = np.broadcast_to(lhs, (lanes,)), np.broadcast_to(rhs, (lanes,)) * float(claim.scale)
     if claim.relation in {">=", ">"}:
         lhs, rhs = rhs, lhs
@@ -77,7 +83,9 @@ def scores(claim: Claim, instance: Any, lanes: int) -> tuple[np.ndarray, np.ndar
     ratio = score
     feasible_by = np.full(lanes, np.inf)
     for a, relation, b in given:
-        sign = {"<=": 1, "<": 1, ">=": -1, ">": -1}[relation]
+        if relation not in _SIGN:
+            raise SidesError(claim.id, f"a given condition has relation {relation!r}, expected one of {', '.join(_SIGN)}")
+        sign = _SIGN[relation]
         with np.errstate(all="ignore"):
             margin = sign * (np.asarray(b, dtype=float) - np.asarray(a, dtype=float))
         # +inf − +inf says nothing about feasibility: such lanes do not meet the condition
@@ -87,7 +95,7 @@ def scores(claim: Claim, instance: Any, lanes: int) -> tuple[np.ndarray, np.ndar
         score = np.where(feasible_by > 0, np.minimum(score, feasible_by), _INFEASIBLE + np.maximum(feasible_by, _INFEASIBLE / 2))
     if np.isnan(score).any():
         lane = int(np.flatnonzero(np.isnan(score))[0])
-        raise SidesError(claim.id, f"sides gave lhs={lhs[lane]}, rhs={rhs[lane]} (NaN) in lane {lane}", instance)
+        raise SidesError(claim.id, f"sides gave lhs={lhs[lane]}, rhs={rhs[lane]} (NaN)")
     return np.clip(score, -1e12, 1e12), ratio
 
 
@@ -105,6 +113,15 @@ class Findings:
     def best(self) -> float:
         return float(self.score[0]) if len(self.score) else -np.inf
 
+    def settled(self, limit: float, lanes: int) -> Findings:
+        """The best ``lanes`` after a confirmation that failed: scores above ``limit`` were rounding noise, not evidence.
+
+        Lanes at or below the limit come first; only where every lane is above it does one stand, cut to the limit.
+        """
+        kept = np.flatnonzero(self.score <= limit)
+        kept = kept[:lanes] if len(kept) else np.arange(min(1, len(self.score)))
+        return replace(self, theta=self.theta[kept], score=np.minimum(self.score[kept], limit))
+
 
 @dataclass
 class Budget:
@@ -115,10 +132,28 @@ class Budget:
     rounds: int = 300
     sizes: tuple[Size, ...] | None = field(default=None)
 
+    def within(self, numbers: int, work: float) -> Budget:
+        """This budget, cut so that a search over instances of ``numbers`` free numbers touches at most about ``work`` of them."""
+        share = work / ((self.samples + self.lanes * self.rounds) * numbers)
+        if share >= 1:
+            return self
+        lanes = max(16, int(self.lanes * share**0.5))
+        rounds = max(20, int(0.8 * work / numbers / lanes))
+        return replace(self, lanes=lanes, rounds=rounds, samples=max(2 * lanes, int(0.2 * work / numbers)))
 
-def _evaluate(claim: Claim, space: Space, size: Size, layout: dict[str, bl.Block], theta: np.ndarray) -> np.ndarray:
-    instance = space.build(bl.decode(layout, theta), **size)
-    return scores(claim, instance, len(theta))[0]
+
+def evaluate(claim: Claim, size: Size, values: bl.Values, lanes: int) -> np.ndarray:
+    """Scores of the instances with these float blocks, a lane each."""
+    assert claim.space is not None
+    try:
+        try:
+            instance = claim.space.build(values, **size)
+        except Exception as problem:
+            raise SidesError(claim.id, f"its space could not build an instance: {type(problem).__name__}: {problem}") from problem
+        return scores(claim, instance, lanes)[0]
+    except SidesError as problem:
+        problem.size, problem.values = size, values
+        raise
 
 
 def starts(claim: Claim, space: Space, size: Size, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -132,10 +167,18 @@ def starts(claim: Claim, space: Space, size: Size, rng: np.random.Generator, cou
     return theta
 
 
-def attack(claim: Claim, size: Size, budget: Budget, rng: np.random.Generator, stop_early: bool = True) -> Findings:
+def attack(
+    claim: Claim,
+    size: Size,
+    budget: Budget,
+    rng: np.random.Generator,
+    stop_early: bool = True,
+    offered: np.ndarray | None = None,
+) -> Findings:
     """Sample, then climb from the best lanes; returns lanes sorted by score.
 
-    ``stop_early`` ends the climb once some lane is a clear violation (the caller then tries to confirm it).
+    ``stop_early`` ends the climb once some lane is a clear violation (the caller then tries to confirm it);
+    ``offered`` holds further starts (lanes × coordinates), such as the best instances of smaller sizes.
     """
     space = claim.space
     assert space is not None
@@ -146,11 +189,15 @@ def attack(claim: Claim, size: Size, budget: Budget, rng: np.random.Generator, s
     block = max(budget.lanes, 1024)
     for start in range(0, budget.samples, block):
         theta = starts(claim, space, size, rng, min(block, budget.samples - start))
-        score = _evaluate(claim, space, size, layout, theta)
+        score = evaluate(claim, size, bl.decode(layout, theta), len(theta))
         best = np.argsort(-score, kind="stable")[: budget.lanes]
         pool_theta.append(theta[best])
         pool_score.append(score[best])
         found.instances += len(theta)
+    if offered is not None and len(offered):
+        pool_theta.append(offered)
+        pool_score.append(evaluate(claim, size, bl.decode(layout, offered), len(offered)))
+        found.instances += len(offered)
     theta, score = np.concatenate(pool_theta), np.concatenate(pool_score)
     # half of the lanes from the very best, half at random, so that one basin does not take all
     order = np.argsort(-score, kind="stable")
@@ -170,7 +217,7 @@ def attack(claim: Claim, size: Size, budget: Budget, rng: np.random.Generator, s
         proposal = np.clip(theta + move, -bl.LIMIT, bl.LIMIT)
         jump = (rng.random((lanes, 1)) < 0.1) & chosen
         proposal = np.where(jump, rng.choice([-bl.LIMIT, 0.0, bl.LIMIT], size=(lanes, dims)), proposal)
-        new = _evaluate(claim, space, size, layout, proposal)
+        new = evaluate(claim, size, bl.decode(layout, proposal), lanes)
         found.instances += lanes
         better = (new >= score)[:, None]
         improved = (new > score)[:, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import flint
@@ -92,21 +93,25 @@ class Simplex:
 
     def simpler(self, value: Array) -> Iterator[tuple[tuple[int, ...], list[flint.fmpq]]]:
         """Simplifications, row by row: deterministic, uniform, then coarser grids.  Yields (row index, new row)."""
-        k = self.shape[-1]
         for index in np.ndindex(self.shape[:-1]):
-            row = list(value[index])
-            current = _row_cost(row)
-            options: list[list[flint.fmpq]] = []
-            if self.zeros:
-                best = max(range(k), key=row.__getitem__)
-                options.append([flint.fmpq(int(a == best)) for a in range(k)])
-            options.append([flint.fmpq(1, k)] * k)
-            floats = np.array([float(v.p) / float(v.q) for v in row])
-            for denominator in (2, 3, 4, 5, 10, 20, 100):
-                options.append(list(Simplex((k,), self.zeros).rationalise(floats, denominator)))
-            for option in options:
-                if _row_cost(option) < current:
-                    yield index, option
+            for option in _simpler_rows(tuple(value[index]), self.zeros):
+                yield index, list(option)
+
+
+@lru_cache(maxsize=4096)
+def _simpler_rows(row: tuple[Any, ...], zeros: bool) -> tuple[tuple[Any, ...], ...]:
+    """Distributions over as many tokens that are easier to read than ``row``."""
+    k = len(row)
+    current = _row_cost(row)
+    options: list[tuple[Any, ...]] = []
+    if zeros:
+        best = max(range(k), key=row.__getitem__)
+        options.append(tuple(flint.fmpq(int(a == best)) for a in range(k)))
+    options.append((flint.fmpq(1, k),) * k)
+    floats = np.array([float(v.p) / float(v.q) for v in row])
+    for denominator in (2, 3, 4, 5, 10, 20, 100):
+        options.append(tuple(Simplex((k,), zeros).rationalise(floats, denominator)))
+    return tuple(option for option in options if _row_cost(option) < current)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class Box:
             v: Any = value[index]
             coarse = [flint.fmpq(round(float(v.p) / float(v.q) * d), d) for d in (1, 2, 3, 4, 5, 10, 20, 100)]
             for option in [*ends, *coarse]:
-                if lo <= option <= hi and _cost(option) < _cost(v):
+                if lo <= option <= hi and cost(option) < cost(v):
                     yield index, option
 
 
@@ -182,18 +187,19 @@ Block = Simplex | Box | LogBox
 Values = dict[str, Array]
 
 
-def _cost(q: Any) -> int:
+@lru_cache(maxsize=65536)
+def cost(q: Any) -> int:
     """How hard a fraction is to read: digits of numerator and denominator."""
     return int(q) if q in (0, 1) else len(str(abs(q.p))) + 3 * len(str(q.q)) + (int(q.q) > 2)
 
 
-def _row_cost(row: list[Any]) -> int:
-    return sum(_cost(q) for q in row)
+def _row_cost(row: tuple[Any, ...]) -> int:
+    return sum(map(cost, row))
 
 
 def total_cost(values: Values) -> int:
     """Reading cost of a whole exact instance."""
-    return sum(_cost(q) for array in values.values() for q in array.flat)
+    return sum(cost(q) for array in values.values() for q in array.flat)
 
 
 def size_of(block: Block) -> int:

@@ -18,6 +18,8 @@ from opdtheory.verification.expression import Expr, NotRecordable, Recorder, rea
 SCHEMA_VERSION = 1
 
 
+_SIGN = {"identity": "=", "==": "=", "<=": "≤", ">=": "≥"}
+
 Statement = tuple[list[Any], list[Any], list[dict[str, Any]]]
 
 
@@ -32,12 +34,17 @@ def statement(claim: Claim, size: Size, names: Mapping[str, Any]) -> Statement:
     space = claim.space
     assert space is not None and claim.sides is not None
     recorder = Recorder(space.kind, space.structure(**size), dict(names))
-    lhs, rhs = (Expr.constant(side).node for side in claim.sides(recorder))
     given: list[dict[str, Any]] = []
-    for a, relation, b in [*space.conditions(recorder), *(claim.given(recorder) if claim.given is not None else ())]:
-        condition = {"lhs": Expr.constant(a).node, "relation": relation, "rhs": Expr.constant(b).node}
-        if condition not in given:
-            given.append(condition)
+    try:
+        lhs, rhs = (Expr.constant(side).node for side in claim.sides(recorder))
+        for a, relation, b in [*space.scope(recorder, size, names), *(claim.given(recorder) if claim.given is not None else ())]:
+            condition = {"lhs": Expr.constant(a).node, "relation": relation, "rhs": Expr.constant(b).node}
+            if condition not in given:
+                given.append(condition)
+    except NotRecordable:
+        raise
+    except Exception as problem:  # the sides are anybody's code
+        raise NotRecordable(f"recording its sides raised {type(problem).__name__}: {problem}") from problem
     return lhs, rhs, given
 
 
@@ -46,26 +53,33 @@ def _scalars(kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def states(claim: Claim, certificate: Mapping[str, Any]) -> bool:
-    """Whether a certificate is about this claim: the same formulas, relation, scale and conditions."""
+    """Whether a certificate is about this claim: the same formulas, relation, scale and conditions, on an instance of a size
+    that its space admits."""
     space, data = claim.space, certificate["instance"]
     if space is None or certificate["kind"] != space.kind:
         return False
     if certificate["relation"] != _relation(claim) or certificate["scale"] != str(claim.scale):
         return False
-    fields = ("vocab", "horizon", "eos", "prompts")
-    own: dict[str, Any] = {name: data[name] for name in fields if name in data}
-    if space.kind == "single_state":
-        own = {"vocab": len(data["p"])}
-    elif space.kind == "discounted_mdp":
-        own = {"states": len(data["reward"]), "actions": len(data["reward"][0])}
-    stated = (certificate["lhs"], certificate["rhs"], certificate["given"])
-    for size in (own, *space.sizes):
-        try:
-            if statement(claim, size, _scalars(space.kind, data)) == stated:
-                return True
-        except (NotRecordable, TypeError):  # not a size of this space
-            continue
-    return False
+    own = _size(space.kind, data)
+    own = {name: own[name] for name in space.sizes[0] if name in own}
+    if not space.admits(own):
+        return False
+    try:
+        stated = statement(claim, own, _scalars(space.kind, data))
+    except NotRecordable:
+        return False
+    return stated == (certificate["lhs"], certificate["rhs"], certificate["given"])
+
+
+def _size(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Whatever of an instance spaces call its size."""
+    if kind == "single_state":
+        return {"vocab": len(data["p"])}
+    if kind == "discounted_mdp":
+        return {"states": len(data["reward"]), "actions": len(data["reward"][0])}
+    if kind == "iterated_map":
+        return {"outcomes": len(data["teacher"])}
+    return {name: data[name] for name in ("vocab", "horizon", "eos", "prompts") if name in data}
 
 
 def _relation(claim: Claim) -> str:
@@ -93,7 +107,7 @@ def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[
         "lhs": lhs,
         "relation": _relation(claim),
         "rhs": rhs,
-        "sentence": sentence or explain(claim, lhs, rhs),
+        "sentence": sentence or explain(claim, lhs, rhs, given),
     }
     sealed = checker.seal(certificate)
     verdict = checker.check(sealed)
@@ -102,11 +116,13 @@ def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[
     return sealed
 
 
-def explain(claim: Claim, lhs: list[Any], rhs: list[Any]) -> str:
-    """A sentence for a certificate whose claim does not bring its own."""
+def explain(claim: Claim, lhs: list[Any], rhs: list[Any], given: list[dict[str, Any]]) -> str:
+    """A sentence for a certificate whose claim does not bring its own: the statement and the conditions it is made under."""
     right = readable(rhs) if claim.scale == 1 else f"{claim.scale}·({readable(rhs)})"
-    relation = {"identity": "=", "==": "=", "<=": "≤", ">=": "≥"}.get(claim.relation, claim.relation)
-    return f"Claimed: {readable(lhs)} {relation} {right}; on this instance it fails."
+    conditions = " and ".join(f"{readable(g['lhs'])} {_SIGN.get(g['relation'], g['relation'])} {readable(g['rhs'])}" for g in given)
+    where = f", given {conditions}" if conditions else ""
+    sign = _SIGN.get(claim.relation, claim.relation)
+    return f"Claimed: {readable(lhs)} {sign} {right}{where}; on this instance it fails."
 
 
 def load(path: Path) -> dict[str, Any]:

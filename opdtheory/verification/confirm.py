@@ -7,7 +7,6 @@ exact violation, decided for certain, leaves this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,29 @@ import numpy as np
 from opdtheory.spaces import Size
 from opdtheory.verification import blocks as bl
 from opdtheory.verification.arithmetic import compare, decide
-from opdtheory.verification.ascent import EXCESS, Findings, scores, threshold
+from opdtheory.verification.ascent import EXCESS, Findings, SidesError, evaluate, threshold
 from opdtheory.verification.claim import Claim
+from opdtheory.verification.shrinking import reading_cost, shrink
 
 DENOMINATORS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 40, 50, 100, 200, 500, 1000, 10**4, 10**6, 10**9, 10**12)
-_MAX_SHRINK_STEPS = 200
+_EXACT_HINT = "sides run on exact rationals and balls too: use plain arithmetic, whole-number constants and opdtheory.elementary"
 
 
 def exact_sides(claim: Claim, size: Size, values: bl.Values) -> tuple[Any, Any, list[tuple[Any, str, Any]]]:
-    """Both sides and the conditions of a claim on one exact instance."""
+    """Both sides and the conditions of a claim on one exact instance.
+
+    Raises:
+        SidesError: if they cannot be evaluated on exact numbers.
+    """
     assert claim.space is not None and claim.sides is not None
-    instance = claim.space.build(values, **size)
-    lhs, rhs = claim.sides(instance)
-    return _scalar(lhs), _scalar(rhs), [(_scalar(a), r, _scalar(b)) for a, r, b in (claim.given(instance) if claim.given else [])]
+    try:
+        instance = claim.space.build(values, **size)
+        lhs, rhs = claim.sides(instance)
+        given = claim.given(instance) if claim.given else []
+        return _scalar(lhs), _scalar(rhs), [(_scalar(a), r, _scalar(b)) for a, r, b in given]
+    except Exception as problem:
+        text = f"sides raised {type(problem).__name__} on exact numbers: {problem} ({_EXACT_HINT})"
+        raise SidesError(claim.id, text, size, values) from problem
 
 
 def _scalar(x: Any) -> Any:
@@ -58,61 +67,7 @@ def _float_scores(claim: Claim, size: Size, candidates: list[bl.Values]) -> np.n
     assert claim.space is not None
     floats = [bl.to_float(v) for v in candidates]
     stacked = {name: np.stack([f[name] for f in floats]) for name in floats[0]}
-    return scores(claim, claim.space.build(stacked, **size), len(candidates))[0]
-
-
-def _simplifications(claim: Claim, size: Size, values: bl.Values) -> Iterator[bl.Values]:
-    """Every instance one step simpler than ``values``."""
-    assert claim.space is not None
-    blocks = claim.space.blocks(**size)
-
-    def replaced(name: str, index: tuple[int, ...], new: Any) -> bl.Values:
-        array = values[name].copy()
-        array[index] = new
-        return values | {name: array}
-
-    for name, block in blocks.items():
-        for index, new in block.simpler(values[name]):
-            yield replaced(name, index, new)
-    for first, second in claim.space.pairs:
-        for name in [b for b in blocks if b == first or b.startswith(first + ".")]:
-            twin = second + name[len(first) :]
-            for index in np.ndindex(blocks[name].shape[:-1]):
-                if any(a != b for a, b in zip(values[name][index], values[twin][index], strict=True)):
-                    yield replaced(twin, index, values[name][index])
-                    yield replaced(name, index, values[twin][index])
-
-
-def reading_cost(claim: Claim, size: Size, values: bl.Values) -> int:
-    """Digits to read, plus one for every row in which coupled policies differ."""
-    assert claim.space is not None
-    blocks = claim.space.blocks(**size)
-    differing = 0
-    for first, second in claim.space.pairs:
-        for name in [b for b in blocks if b == first or b.startswith(first + ".")]:
-            twin = second + name[len(first) :]
-            rows = np.ndindex(blocks[name].shape[:-1])
-            differing += sum(any(a != b for a, b in zip(values[name][i], values[twin][i], strict=True)) for i in rows)
-    return bl.total_cost(values) + 2 * differing
-
-
-def shrink(claim: Claim, size: Size, values: bl.Values, accept: float) -> bl.Values:
-    """Greedily take the simplification that costs least to read, while the float score stays above ``accept``."""
-    cost = reading_cost(claim, size, values)
-    for _ in range(_MAX_SHRINK_STEPS):
-        options = [(reading_cost(claim, size, v), i, v) for i, v in enumerate(_simplifications(claim, size, values))]
-        options = sorted((o for o in options if o[0] < cost), key=lambda o: o[:2])
-        taken = None
-        for start in range(0, len(options), 64):
-            batch = options[start : start + 64]
-            passing = np.flatnonzero(_float_scores(claim, size, [v for _, _, v in batch]) > accept)
-            if len(passing):
-                taken = batch[int(passing[0])]
-                break
-        if taken is None:
-            break
-        cost, _, values = taken
-    return values
+    return evaluate(claim, size, stacked, len(candidates))
 
 
 def counterexample(claim: Claim, found: Findings, tries: int = 12) -> bl.Values | None:
