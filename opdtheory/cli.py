@@ -9,28 +9,68 @@ from __future__ import annotations
 import json
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
 
 import opdtheory
 from opdtheory.verification import runner
 from opdtheory.verification.ascent import SidesError
 from opdtheory.verification.certificate import file_name, write_json
 from opdtheory.verification.claim import Claim
-from opdtheory.verification.engine import BUDGETS, search
+from opdtheory.verification.interruption import terminable
 from opdtheory.verification.registry import load_catalogue
 from opdtheory.verification.replay import replay
+from opdtheory.verification.resume import FinishedVerdicts
+from opdtheory.verification.searching import BUDGETS, search
 from opdtheory.verification.userclaims import load_user_claims
 from opdtheory.workers import workers
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=opdtheory.__doc__)
+WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, from whichever click Typer carries
+
+
+class Commands(TyperGroup):
+    """Commands whose wrong usage is reported like any other bad input: one line on stderr, exit 2."""
+
+    def main(self, args: Any = None, standalone_mode: bool = True, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if not standalone_mode:
+            return super().main(words, standalone_mode=False, **extra)
+        try:
+            code = super().main(words, standalone_mode=False, **extra)
+        except WrongUsage as problem:
+            if type(problem).__name__ == "NoArgsIsHelpError":  # its message is the help text
+                print(problem.format_message())
+            else:
+                where = problem.ctx.command_path if problem.ctx is not None else "opdtheory"
+                err.print(f"{where}: {_usage(problem, words)}", style="red", highlight=False, markup=False)
+            sys.exit(problem.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(problem: Any, words: list[str]) -> str:
+    """What is wrong with a command line, in one line that also quotes the value given to the option at fault."""
+    text = " ".join(problem.format_message().split())
+    for option in getattr(getattr(problem, "param", None), "opts", ()):
+        given = [w.partition("=")[2] for w in words if w.startswith(f"{option}=")]
+        given += [b for a, b in pairwise(words) if a == option]
+        if option.startswith("-") and given and repr(given[-1]) not in text:
+            return f"{text} (got {given[-1]!r})"
+    return text
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=opdtheory.__doc__)
 out = Console()
 err = Console(stderr=True, soft_wrap=True)
+PARTS = Path("build") / "verify"
+"""Where the finished verdicts of a run lie until it is complete."""
 
 
 class Effort(StrEnum):
@@ -121,15 +161,18 @@ def show(claim_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     out.print(claim_page(claim, _recorded().get(claim.id)))
 
 
-def _select(targets: list[str] | None, source: SourceKey | None) -> list[Claim]:
+def _select(targets: list[str] | None, source: SourceKey | None) -> tuple[list[Claim], list[Path]]:
+    """The claims that were asked for, each once, and the user's files that define some of them."""
     catalogue = load_catalogue()
     chosen: list[Claim] = []
-    for target in targets or []:
+    files: list[Path] = []
+    for target in dict.fromkeys(targets or []):
         if target.endswith(".py"):
             try:
                 chosen += load_user_claims(Path(target))
             except (OSError, ValueError) as problem:
                 raise refuse(f"opdtheory: {problem}") from None
+            files.append(Path(target))
         else:
             chosen.append(_claim(target))
     if not targets:
@@ -138,7 +181,10 @@ def _select(targets: list[str] | None, source: SourceKey | None) -> list[Claim]:
         chosen = [c for c in chosen if c.source is not None and c.source.key == source.value]
     if not chosen:
         raise refuse("opdtheory: no claims selected")
-    return chosen
+    ids = [c.id for c in chosen]
+    if len(set(ids)) < len(ids):
+        raise refuse(f"opdtheory: two of the claims selected are named {next(i for i in ids if ids.count(i) > 1)}")
+    return chosen, files
 
 
 @app.command("verify")
@@ -153,35 +199,47 @@ def verify_command(
     html: Annotated[Path | None, typer.Option(help="Write a self-contained report.")] = None,
     certificates: Annotated[Path | None, typer.Option(help="Write certificates of refuted claims into this folder.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with the committed record; exit 1 on a difference.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Take over the verdicts that an interrupted run finished.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Make this run the committed record (maintainers).")] = False,
 ) -> None:
-    """Give claims their verdicts."""
+    """Give claims their verdicts.
+
+    Finished verdicts are kept in build/verify until the run is complete, so that --resume goes on after an interruption.
+    """
     from opdtheory.report.tables import verdict_table
 
-    claims = _select(targets, source)
+    claims, files = _select(targets, source)
+    if record and (targets or source is not None):
+        raise refuse("opdtheory: --record makes a whole run the record; expected no ids and no --source")
     begin = time.perf_counter()
-    finished: list[Any] = []
+    parts = FinishedVerdicts(PARTS, effort.value, seed, files)
+    loaded = {claim.id: parts.load(claim) for claim in claims} if resume else {}
+    finished = {claim_id: verdict for claim_id, verdict in loaded.items() if verdict is not None}
+    done: list[Any] = list(finished.values())
+    stopped: str | None = None
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    interrupted = False
     with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task("verifying", total=len(claims))
+        task = progress.add_task("verifying", total=len(claims), completed=len(done))
 
         def on_done(verdict: Any) -> None:
-            finished.append(verdict)
+            parts.store(verdict)
+            done.append(verdict)
             progress.update(task, advance=1, description=verdict.claim.id)
 
         try:
-            with workers(engine.value, jobs):
-                verdicts = runner.run(claims, effort=effort.value, seed=seed, jobs=jobs, on_done=on_done)
+            with terminable(), workers(engine.value, jobs):
+                verdicts = runner.run(claims, effort.value, seed, jobs, on_done, finished)
         except KeyboardInterrupt:
-            verdicts, interrupted = finished, True
-        except ValueError as problem:
+            verdicts, stopped = runner.settle(done), "interrupted"
+        except BrokenProcessPool:
+            verdicts, stopped = runner.settle(done), "a worker process died"
+        except (ValueError, OSError) as problem:
             raise refuse(f"opdtheory: {problem}") from None
+    if finished:
+        err.print(f"{len(finished)} of {len(claims)} verdicts taken over from an interrupted run", markup=False, highlight=False)
     document = runner.results(verdicts, effort.value, seed, time.perf_counter() - begin)
     if certificates is not None:
         runner.write_certificates(verdicts, certificates)
-    if record:
-        runner.write_record(verdicts, document)
     if json_file is not None:
         write_json(json_file, document)
     if html is not None:
@@ -191,9 +249,13 @@ def verify_command(
     out.print(verdict_table(document))
     for line in document["summary"]["disagreements"]:
         err.print(line, style="yellow", highlight=False, markup=False)
-    if interrupted:
-        err.print(f"interrupted after {len(verdicts)} of {len(claims)} claims; what was finished has been written", markup=False)
-        raise typer.Exit(130)
+    if stopped is not None:
+        err.print(f"{stopped} after {len(verdicts)} of {len(claims)} claims, which are kept; --resume goes on from there",
+                  markup=False, highlight=False)  # fmt: skip
+        raise typer.Exit(130 if stopped == "interrupted" else 1)
+    parts.discard(claims)
+    if record:
+        runner.write_record(verdicts, document)
     failed = bool(document["summary"]["disagreements"])
     if check:
         differences = runner.differences(document, runner.load_record())
@@ -260,11 +322,11 @@ def check_command(paths: Annotated[list[Path], typer.Argument(metavar="CERT.json
 
 def mount() -> None:
     """Attach the commands that live beside what they call."""
-    from opdtheory import cli_audit, cli_bounds, cli_figures, cli_run
+    from opdtheory import cli_audit, cli_bounds, cli_figures, cli_power, cli_run
 
     for name, command in (
         ("bounds", cli_bounds.bounds), ("plan", cli_bounds.plan), ("audit", cli_audit.audit), ("audit-diff", cli_audit.audit_diff),
-        ("run", cli_run.run), ("figures", cli_figures.figures),
+        ("run", cli_run.run), ("figures", cli_figures.figures), ("power", cli_power.power),
     ):  # fmt: skip
         if name not in {c.name for c in app.registered_commands}:
             app.command(name)(command)
@@ -274,7 +336,7 @@ def main() -> None:
     """Entry point of the ``opdtheory`` command."""
     mount()
     try:
-        app()
+        app(prog_name="opdtheory")
     except KeyboardInterrupt:
         sys.exit(130)
 

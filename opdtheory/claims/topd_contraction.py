@@ -47,14 +47,12 @@ def proximal_steps(steps: int, errors: bool, sizes: tuple[int, ...] = (2, 3, 4))
         data = x.to_data()
         return data if errors else {k: v for k, v in data.items() if k != "errors"}
 
-    lowest, highest = (Fraction(str(end)) for end in MIXED["alpha"])
     return Space(
         kind="iterated_map",
         sizes=tuple({"outcomes": n} for n in sizes),
         blocks=blocks,
         build=build,
         serialise=serialise,
-        conditions=lambda x: [(x.alpha, ">=", lowest), (x.alpha, "<=", highest)],
         description=f"{steps} proximal updates of a law over {sizes} responses"
         + ("" if errors else ", no errors"),
     )

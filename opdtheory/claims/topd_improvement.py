@@ -172,7 +172,6 @@ def maximisations(steps: int) -> Space:
         blocks=blocks,
         build=build,
         serialise=lambda x: x.to_data(),
-        conditions=lambda x: [(x.penalty, "==", 1)],
         description=f"{steps} maximisations of M at one state of two tokens",
     )
 

@@ -70,7 +70,12 @@ def on_policy(sizes: tuple[Size, ...]) -> Space:
         return base.build(values | copies, **size)
 
     return replace(
-        base, blocks=blocks, build=build, pairs=(), description="one policy in both roles, rewards in [0, 1]"
+        base,
+        blocks=blocks,
+        build=build,
+        pairs=(),
+        conditions=lambda x: [*base.conditions(x), (x.tv_max, "==", 0)],
+        description="one policy in both roles, rewards in [0, 1]",
     )
 
 
@@ -100,6 +105,7 @@ def memoryless(
         blocks=blocks,
         build=build,
         pairs=(("mu", "pi"),),
+        conditions=lambda x: [*LAWS.conditions(x), *(((x.min_behavior, ">", 0), (x.min_target, ">", 0)) if full_support else ())],
         description="memoryless policy pairs",
     )
 

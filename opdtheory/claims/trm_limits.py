@@ -103,6 +103,7 @@ def rare_context(level: Any) -> Space:
         build=build,
         serialise=lambda x: x.to_data(),
         structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon, "horizon": horizon},
+        conditions=lambda x: [(x.tv_step(0), "==", 0), (x.kl_seq, "<=", x.eta)],
         description="policies that differ at one rare context, m ∈ [1, 50], η ∈ [1e-6, 1]",
     )
 

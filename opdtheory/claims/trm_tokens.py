@@ -205,7 +205,12 @@ def _nested_states() -> Space:
     """Pairs with supp q ⊆ supp p: the target plays nothing that the behaviour policy cannot sample."""
     base = single_states()
     build = lambda b, vocab: SingleState(b["p"], _covered(b["p"], b["q"]))  # noqa: E731
-    return replace(base, build=build, description="pairs of distributions with supp q ⊆ supp p")
+    return replace(
+        base,
+        build=build,
+        conditions=lambda x: [(x.support_ok, "==", 1)],
+        description="pairs of distributions with supp q ⊆ supp p",
+    )
 
 
 def _truncation() -> Evidence:

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from opdtheory.verification.certificate import load
 from opdtheory.verification.claim import Claim
-from opdtheory.verification.engine import ROOT, SearchResult
+from opdtheory.verification.engine import ROOT
+from opdtheory.verification.searching import SearchResult
 
 STATUS_STYLE = {
     "proved": "bold green", "proved-on-paper": "green", "identity-tested": "green", "survived": "cyan",
@@ -111,6 +112,24 @@ def _certificate(path: str) -> list[Any]:
         return []
     certificate = load(file)
     return [Text(f"  {certificate['sentence']}", style="red"), readable_instance(certificate["instance"])]
+
+
+def power_table(document: dict[str, Any]) -> Group:
+    """The false statements of a power measurement with how often each was refuted, and the summary."""
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("false statement", "left"), ("what is wrong", "left"), ("refuted", "right"), ("slowest, CPU s", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in document["statements"]:
+        if row["false"]:
+            hits = f"{len(row['refuted'])}/{len(row['refuted']) + len(row['not_refuted'])}"
+            table.add_row(Text(row["id"]), Text(row["slip"]), hits, f"{max(row['seconds']):.2f}")
+    s = document["summary"]
+    line = (
+        f"\n{s['false_statements']} false statements: {100 * s['power']:.4g} % refuted over {s['seeds']} seeds, the hardest in "
+        f"{100 * s['lowest_rate']:.4g} %, none slower than {s['slowest_refutation_seconds']:.2f} CPU s; "
+        f"{s['true_statements']} true ones: {len(s['false_alarms'])} refuted"
+    )
+    return Group(table, Text(line, style="bold" if s["goal_met"] else "bold red"))
 
 
 def search_summary(result: SearchResult, path: Path | None) -> Group:

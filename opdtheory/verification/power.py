@@ -19,8 +19,8 @@ from joblib import Parallel, delayed
 import opdtheory
 from opdtheory.verification.certificate import statement, write_json
 from opdtheory.verification.claim import Claim
-from opdtheory.verification.engine import BUDGETS, search
 from opdtheory.verification.planted import FALSE, SLIPS, TRUE
+from opdtheory.verification.searching import BUDGETS, search
 
 SCHEMA_VERSION = 1
 RECORD = Path(__file__).resolve().parents[1] / "data" / "power.json"

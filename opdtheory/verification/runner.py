@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from joblib import Parallel, delayed
 import opdtheory
 from opdtheory.verification.certificate import file_name, write_json
 from opdtheory.verification.claim import Claim
-from opdtheory.verification.engine import ROOT, Effort, Verdict, finite, verify
+from opdtheory.verification.engine import ROOT, Effort, Verdict, verify
+from opdtheory.verification.searching import finite
 from opdtheory.verification.status import resolve
 
 SCHEMA_VERSION = 1
@@ -48,20 +49,26 @@ def run(
     seed: int = 0,
     jobs: int = 1,
     on_done: Callable[[Verdict], None] | None = None,
+    finished: Mapping[str, Verdict] | None = None,
 ) -> list[Verdict]:
     """Verify claims and resolve their dependencies; verdicts come back in the order of ``claims``.
 
-    Catalogue claims may run in ``jobs`` processes; a user's own claims run in this one.  ``on_done`` is called with each
-    verdict as it arrives (before dependencies are resolved).  On KeyboardInterrupt the verdicts so far have been passed on.
+    Catalogue claims may run in ``jobs`` processes; a user's own claims run in this one.
+
+    Args:
+        on_done: called with each verdict as it arrives, before dependencies are resolved, so that an interruption loses
+            none that is finished.
+        finished: verdicts by id that an earlier, interrupted run left; they are taken over as they are.
     """
     from opdtheory.verification.registry import load_catalogue
 
     catalogue = load_catalogue()
-    todo = list(claims)
-    by_id = {c.id: c for c in todo}
+    wanted = list(claims)
+    by_id = {c.id: c for c in wanted}
+    done = {cid: v for cid, v in (finished or {}).items() if cid in by_id}
+    todo = [c for c in wanted if c.id not in done]
     shared = [c for c in todo if c.id in catalogue and catalogue.get(c.id) is c]
     local = [c for c in todo if not (c.id in catalogue and catalogue.get(c.id) is c)]
-    done: dict[str, Verdict] = {}
 
     def finish(claim_id: str, verdict: Verdict) -> None:
         verdict.claim = by_id[claim_id]
@@ -79,9 +86,16 @@ def run(
             finish(claim_id, verdict)
     for claim in local:
         finish(claim.id, verify(claim, effort=effort, seed=seed))
-    for claim_id, status in resolve(by_id, {cid: v.status for cid, v in done.items()}).items():
-        done[claim_id].settle(status)
-    return [done[c.id] for c in todo]
+    return settle([done[c.id] for c in wanted])
+
+
+def settle(verdicts: list[Verdict]) -> list[Verdict]:
+    """Fix the final statuses of verdicts, dependencies among them included."""
+    own = {v.claim.id: v.status for v in verdicts}
+    statuses = resolve({v.claim.id: v.claim for v in verdicts}, own)  # type: ignore[arg-type]
+    for verdict in verdicts:
+        verdict.settle(statuses[verdict.claim.id])
+    return verdicts
 
 
 def results(verdicts: list[Verdict], effort: str, seed: int, seconds: float, certificate_dir: str = "certificates") -> dict[str, Any]:
