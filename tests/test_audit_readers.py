@@ -45,6 +45,14 @@ def test_steps_come_from_paths_and_give_a_run_view(tmp_path):
     assert report.to_dict()["steps"][0]["metrics"]["k1/mean"]["value"] == files.MEAN_K1
 
 
+def test_a_brace_in_the_ninth_byte_makes_no_safetensors_file(tmp_path):
+    path = tmp_path / "a.data"
+    path.write_text('{"id": [{}], "log_probs": [-1.0]}\n')
+    assert readers.files.detect(path) == "jsonl"
+    path.write_bytes(b"\x40" + bytes(7) + b'{"a": 1}' + bytes(60))
+    assert readers.files.detect(path) == "safetensors"
+
+
 def test_a_folder_is_read_in_natural_order(tmp_path):
     for step in (10, 9):
         (tmp_path / f"train_data_step{step}.jsonl").write_text(

@@ -163,6 +163,11 @@ class Batch:
         out[mask] = values
         return out
 
+    def token_keys(self, which: np.ndarray) -> np.ndarray:
+        """64-bit keys of the token sequences of some answers, uint64."""
+        parts = (self.tokens[self.offsets[i] : self.offsets[i + 1]].tobytes() for i in which)
+        return np.array([_digest(part) for part in parts], dtype=np.uint64)
+
     def place(self, token: int) -> str:
         """Name of one token for a message."""
         i = int(np.searchsorted(self.offsets, token, side="right")) - 1
@@ -176,7 +181,11 @@ def group_key(value: Any) -> int:
     """64-bit key of a prompt or group name, the same in every process."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little")
+    return _digest(str(value).encode())
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @dataclass

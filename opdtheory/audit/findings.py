@@ -9,11 +9,13 @@ import numpy as np
 
 from opdtheory.audit.metrics import mean_interval
 from opdtheory.audit.settings import Settings
-from opdtheory.audit.state import State
+from opdtheory.audit.state import LONG_ANSWER, State
 
 Warning_ = dict[str, Any]
 RATIO_DEFICIT = 1e-3
 LENGTH_CORRELATION = 0.3
+REPEATED = 0.02
+COVERED = 0.99
 
 
 def warnings(state: State, settings: Settings) -> list[Warning_]:
@@ -78,10 +80,12 @@ def warnings(state: State, settings: Settings) -> list[Warning_]:
     _mask_warnings(state, warn)
     if "ungrouped" in found and state.sequence_count > 1:
         text = (
-            "no prompt or group column: sequences are treated as independent; if several answer one "
-            "prompt, every interval and certificate is too narrow (give group or prompt_id, or --group)"
+            f"{found['ungrouped'].count} of {state.sequence_count} sequences name no prompt or group and are treated "
+            "as independent; if several answer one prompt, every interval and certificate is too narrow (give group "
+            "or prompt_id, or --group)"
         )
         warn("groups_as_independent", text)
+    _coverage_warnings(state, warn)
     if settings.reward_range is not None and state.groups.column("cert:outside").any():
         reward = state.sequences["reward"]
         text = (
@@ -173,14 +177,34 @@ def _pair_warnings(state: State, settings: Settings, warn) -> None:  # type: ign
         warn("length_dependent", text)
 
 
-def _mask_warnings(state: State, warn) -> None:  # type: ignore[no-untyped-def]
-    sizes = state.groups.column("tokens")
-    for name in state.masks:
-        kept = state.groups.column(f"kept:{name}")
-        emptied = int(((kept == 0) & (sizes > 0)).sum())
-        if emptied and len(sizes) > 1:
+def _coverage_warnings(state: State, warn) -> None:  # type: ignore[no-untyped-def]
+    """Answers that occur twice, and exact divergences known for a part of the data only."""
+    counts = state.answers.column("count")
+    again = int(counts.sum()) - len(counts)
+    if again > REPEATED * counts.sum():
+        warn(
+            "repeated_answers",
+            f"{again} of {int(counts.sum())} answers of {LONG_ANSWER} or more tokens repeat an earlier one token by "
+            "token: files given twice, or a sampler that hardly varies; intervals and certificates take them for "
+            "fresh samples",
+        )
+    for name in ("kl_rollout_train", "kl_student_teacher", "topk_kl", "topk_kl_student_teacher"):
+        known = state.tokens[name].count if name in state.tokens else 0
+        if 0 < known < COVERED * state.token_count:
             warn(
-                "mask_empties_prompt", f"mask {name} removes every token of {emptied} of {len(sizes)} prompts"
+                "partly_covered",
+                f"{name} is known for {known} of {state.token_count} tokens: it, its maximum and what rests on them "
+                "speak of those only",
+            )
+
+
+def _mask_warnings(state: State, warn) -> None:  # type: ignore[no-untyped-def]
+    for name in state.masks:
+        kept, tried = state.groups.column(f"kept:{name}"), state.groups.column(f"tried:{name}")
+        emptied, prompts = int(((kept == 0) & (tried > 0)).sum()), int((tried > 0).sum())
+        if emptied and prompts > 1:
+            warn(
+                "mask_empties_prompt", f"mask {name} removes every token of {emptied} of {prompts} prompts"
             )
 
 

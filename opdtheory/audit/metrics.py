@@ -9,7 +9,7 @@ the independent units) and asymptotic.  Finite-sample statements are the certifi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,13 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says what it is; ``interval`` may be None."""
+    """A number that says what it is; ``interval`` may be None, ``count`` is how many values it came from."""
 
     value: float
     kind: str
     over: str
     interval: tuple[float, float] | None = None
+    count: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -74,6 +75,7 @@ class Metric:
             "kind": self.kind,
             "interval": None if self.interval is None else list(self.interval),
             "over": self.over,
+            "count": self.count,
         }
 
 
@@ -87,35 +89,28 @@ def metrics(state: State, settings: Settings) -> dict[str, Metric]:
         if name not in state.tokens and source in state.tokens and state.tokens[source].count:
             mean = out[f"{source}/mean"]
             out[f"{name}/mean"] = mean
-            label = source.removesuffix("_student_teacher")
-            sums = state.sequences.get(f"sum:{source}") or (
-                state.sequences.get("seq_sum_k3") if label == "k3" else None
-            )
-            if sums is not None and sums.count:
-                out[f"{name}/seq_sum_mean"] = Metric(
-                    sums.mean, "estimate", SEQUENCES, _sum_interval(state, source, settings.confidence)
-                )
+            key = "seq_sum_k3" if source == "k3" else f"sum:{source}"
+            if key in state.sequences and state.sequences[key].count:
+                out[f"{name}/seq_sum_mean"] = _sequence_mean(state, key, "estimate", settings.confidence)
     for name, series in state.sequences.items():
         if not series.count or name.startswith("rc/"):
             continue
         if name.startswith("sum:"):
             base = name.removeprefix("sum:")
-            out[f"{base}/seq_sum_mean"] = Metric(
-                series.mean, _kind(base)[0], _kind(base)[1], _sum_interval(state, base, settings.confidence)
-            )
-            out[f"{base}/seq_sum_max"] = Metric(series.largest, _kind(base)[0], _kind(base)[1])
+            kind, over = _kind(base)
+            mean = _sequence_mean(state, name, kind, settings.confidence)
+            out[f"{base}/seq_sum_mean"] = replace(mean, over=over)
+            out[f"{base}/seq_sum_max"] = Metric(series.largest, kind, over, None, series.count)
         else:
             kind = "exact" if name in ("length", "reward") else "estimate"
-            out[f"{name}/mean"] = Metric(
-                series.mean, kind, SEQUENCES, _mean_of_sequences(state, name, settings)
-            )
-            out[f"{name}/max"] = Metric(series.largest, "exact", SEQUENCES)
-            out[f"{name}/min"] = Metric(series.least, "exact", SEQUENCES)
-            out |= {
-                f"{name}/{q}": Metric(series.quantile(x), "exact", SEQUENCES) for q, x in QUANTILES.items()
-            }
+            out[f"{name}/mean"] = _sequence_mean(state, name, kind, settings.confidence)
+            whole = {"max": series.largest, "min": series.least}
+            whole |= {q: series.quantile(x) for q, x in QUANTILES.items()}
+            out |= {f"{name}/{k}": Metric(v, "exact", SEQUENCES, None, series.count) for k, v in whole.items()}
             if name in ("reward", "length"):
-                out[f"{name}/std"] = Metric(math.sqrt(series.variance(1)), "estimate", SEQUENCES)
+                out[f"{name}/std"] = Metric(
+                    math.sqrt(series.variance(1)), "estimate", SEQUENCES, None, series.count
+                )
     out |= _derived(state)
     for name, value in rollout_corr.metrics(state, "verl-sequence-is" in settings.compat).items():
         out[name] = Metric(
@@ -124,14 +119,20 @@ def metrics(state: State, settings: Settings) -> dict[str, Metric]:
     return {name: metric for name, metric in out.items() if not math.isnan(metric.value)}
 
 
-def _mean_of_sequences(state: State, name: str, settings: Settings) -> tuple[float, float] | None:
-    """Interval for the mean over sequences of fresh prompts, where sums per prompt were kept."""
-    keys = {"reward": ("reward", "rewarded"), "length": ("tokens", "sequences")}
-    column, count = keys.get(name, (f"s:{name}", "complete"))
-    if column not in state.groups.names:
-        return None
-    sums, counts = state.groups.column(column), state.groups.column(count)
-    return ratio_interval(sums[counts > 0], counts[counts > 0], settings.confidence)
+def _sequence_mean(state: State, name: str, kind: str, confidence: float) -> Metric:
+    """Mean over sequences, with an interval for fresh prompts where sums and counts per prompt were kept."""
+    series = state.sequences[name]
+    base = name.removeprefix("sum:")
+    column, count = {
+        "reward": ("reward", "rewarded"),
+        "length": ("tokens", "sequences"),
+        f"sum:{base}": (f"w:{base}", f"c:{base}"),
+    }.get(name, (f"s:{name}", "complete"))
+    interval = None
+    if column in state.groups.names:
+        sums, counts = state.groups.column(column), state.groups.column(count)
+        interval = ratio_interval(sums[counts > 0], counts[counts > 0], confidence)
+    return Metric(series.mean, kind, SEQUENCES, interval, series.count)
 
 
 def _kind(name: str) -> tuple[str, str]:
@@ -147,27 +148,21 @@ def _kind(name: str) -> tuple[str, str]:
 def _token_metrics(state: State, name: str, confidence: float) -> dict[str, Metric]:
     series = state.tokens[name]
     kind, over = _kind(name)
+    seen = "exact" if kind == "estimate" else kind
+    whole = {"max": series.largest, "min": series.least}
+    whole |= {q: series.quantile(x) for q, x in QUANTILES.items()}
     out = {
-        f"{name}/mean": Metric(series.mean, kind, over, mean_interval(state, name, confidence)),
-        f"{name}/max": Metric(series.largest, "exact" if kind == "estimate" else kind, over),
-        f"{name}/min": Metric(series.least, "exact" if kind == "estimate" else kind, over),
+        f"{name}/mean": Metric(series.mean, kind, over, mean_interval(state, name, confidence), series.count)
     }
     if "advantage" in name or name in ("topd_return", "opd_reward", "topd_reward"):
-        out[f"{name}/std"] = Metric(math.sqrt(series.variance(1)), "estimate", over)
-    return out | {
-        f"{name}/{q}": Metric(series.quantile(x), "exact" if kind == "estimate" else kind, over)
-        for q, x in QUANTILES.items()
-    }
+        spread = math.sqrt(series.variance(1))
+        out[f"{name}/std"] = Metric(spread, "estimate", over, None, series.count)
+    return out | {f"{name}/{k}": Metric(v, seen, over, None, series.count) for k, v in whole.items()}
 
 
 def mean_interval(state: State, name: str, confidence: float) -> tuple[float, float] | None:
     """Interval for the expectation per token over fresh prompts: a ratio of sums over prompts, linearised."""
     sums, counts = state.groups.column(f"t:{name}"), state.groups.column(f"n:{name}")
-    return ratio_interval(sums[counts > 0], counts[counts > 0], confidence)
-
-
-def _sum_interval(state: State, name: str, confidence: float) -> tuple[float, float] | None:
-    sums, counts = state.groups.column(f"t:{name}"), state.groups.column("sequences")
     return ratio_interval(sums[counts > 0], counts[counts > 0], confidence)
 
 

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from opdtheory.audit import certify, compat, conclusions, estimators, findings, texts
+from opdtheory.audit import advantage_forms, certify, compat, conclusions, estimators, findings, texts
 from opdtheory.audit.metrics import Metric, metrics
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
@@ -94,12 +94,24 @@ class Report:
                     "name": name,
                     "parameters": count.parameters,
                     "tokens_kept": count.tokens_kept,
+                    "tokens": count.tokens,
                     "sequences_kept": count.sequences_kept,
+                    "sequences": count.sequences,
                     "token_fraction": _fraction(count.tokens_kept, count.tokens),
                     "sequence_fraction": _fraction(count.sequences_kept, count.sequences),
                     "k3_fraction": _fraction(count.k3_kept, count.k3),
                 }
                 for name, count in sorted(state.masks.items())
+            ],
+            "advantage_forms": [
+                {
+                    "metric": name,
+                    "form": form,
+                    "computed": what,
+                    "needs": needs,
+                    "available": f"{name}/mean" in self.metrics,
+                }
+                for name, form, what, needs in advantage_forms.FORMS
             ],
             "bounds": self.bounds["bounds"],
             "bound_inputs": self.bounds["inputs"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opdtheory import advantages, divergences, rewards
+from opdtheory import divergences, rewards
 from opdtheory.audit.batch import Batch
 from opdtheory.audit.settings import Settings
 
@@ -142,25 +142,3 @@ def teacher_statistics(drawn: Drawn, alpha: float) -> dict[str, np.ndarray]:
     return named | {
         f"{n}_student_teacher": base[n] for n in ("k1", "k2", "k3", "log_ratio", "chi2_sampled", "tv_sampled")
     }
-
-
-def advantage_forms(batch: Batch, drawn: Drawn, alpha: float, kl: np.ndarray | None) -> dict[str, np.ndarray]:
-    """OPD advantages of the drawn tokens (N,) in the forms (i), (ii), (iv), λ = 0.9 and TOP-D's return.
-
-    Form (iv) needs the full ``kl`` (N,) of student from teacher.  Forms (iii) and (v) subtract a baseline
-    from (ii) and (iv); the immediate form is the reward itself.  Tokens without a finite log ratio are left
-    out of the sums.
-    """
-    finite = drawn.usable & np.isfinite(drawn.ell)
-    response = batch.padded(finite.astype(float)) > 0
-    reward = batch.padded(np.where(finite, drawn.ell, 0.0))
-    mixed = rewards.topd(np.where(finite, drawn.policy, 0.0), np.where(finite, drawn.behaviour, 0.0), alpha)
-    tables = {
-        "opd_advantage_total": advantages.log_ratio_total(reward, response),
-        "opd_advantage_to_go": advantages.log_ratio_to_go(reward, response),
-        "opd_advantage_lambda": advantages.lambda_return(reward, 0.9, response),
-        "topd_return": advantages.topd_return(batch.padded(np.where(finite, mixed, 0.0)), response),
-    }
-    if kl is not None and np.isfinite(kl).all():
-        tables["opd_advantage_expected_to_go"] = advantages.expected_to_go(reward, batch.padded(kl), response)
-    return {name: np.where(finite, table[batch.response_mask], np.nan) for name, table in tables.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from opdtheory import confidence
-from opdtheory.audit import compat, full, mask_effects, rollout_corr, sampled
+from opdtheory.audit import advantage_forms, compat, full, mask_effects, rollout_corr, sampled
 from opdtheory.audit.batch import Batch
 from opdtheory.audit.checks import Checks
 from opdtheory.audit.mask_effects import MaskCount
@@ -20,6 +20,8 @@ from opdtheory.audit.states import Groups, Profile, Series, Top, Vocabulary
 HEAT_SEQUENCES = 24
 HEAT_TOKENS = 512
 TOP_TOKENS = 40
+LONG_ANSWER = 16
+"""Two answers of so many tokens are hardly ever the same by chance."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class State:
     tokens: dict[str, Series] = field(default_factory=dict)
     sequences: dict[str, Series] = field(default_factory=dict)
     groups: Groups = field(default_factory=Groups)
+    answers: Groups = field(default_factory=Groups)
     profile: Profile = field(default_factory=Profile)
     worst: Top = field(default_factory=lambda: Top(TOP_TOKENS))
     heat: Top = field(default_factory=lambda: Top(HEAT_SEQUENCES))
@@ -59,11 +62,12 @@ class State:
         for mine, theirs in ((self.tokens, other.tokens), (self.sequences, other.sequences)):
             for name, series in theirs.items():
                 mine.setdefault(name, Series()).merge(series)
-        for part in ("groups", "profile", "worst", "heat", "vocabulary", "checks"):
+        for part in ("groups", "answers", "profile", "worst", "heat", "vocabulary", "checks"):
             getattr(self, part).merge(getattr(other, part))
         for name, count in other.masks.items():
             self.masks.setdefault(name, MaskCount(count.parameters)).merge(count)
-        self.sources |= {k: v for k, v in other.sources.items() if k not in self.sources}
+        for name, source in other.sources.items():
+            self.sources[name] = _joined(self.sources.get(name, str(None)), source)
         self.texts |= {k: v for k, v in other.texts.items() if k not in self.texts}
         return self
 
@@ -88,7 +92,9 @@ class State:
             "sequences": np.ones(batch.size),
             "tokens": batch.lengths.astype(float),
         }
-        self.sources |= {"rollout": str(rollout_name), "train": str(train_name), "student": str(student_name)}
+        roles = {"rollout": rollout_name, "train": train_name, "student": student_name}
+        for role, name in roles.items():
+            self.sources[role] = _joined(self.sources.get(role, str(None)), str(name))
 
         tokens = dict(exact)
         for name, values in (
@@ -112,16 +118,18 @@ class State:
             self.add_tokens(compat.token_series(drawn, settings.compat))
         if teacher is not None:
             tokens |= sampled.teacher_statistics(teacher, settings.alpha)
-            tokens |= sampled.advantage_forms(batch, teacher, settings.alpha, exact.get("kl_student_teacher"))
+            tokens |= advantage_forms.forms(batch, teacher, settings.alpha, exact.get("kl_student_teacher"))
         if batch.rewards is not None:
             seen = ~np.isnan(batch.rewards)
             self.add_sequences({"reward": batch.rewards[seen]})
             per_group |= {"reward": np.where(seen, batch.rewards, 0.0), "rewarded": seen.astype(float)}
         self.add_sequences({"length": batch.lengths.astype(float)})
         self._add_token_columns(batch, tokens, per_group)
-        self._add_masks(batch, drawn, teacher, tokens, per_group, settings)
+        self._add_masks(self._with_advantages(batch), drawn, teacher, tokens, per_group, settings)
         self.groups.add(batch.group, per_group)
         self.checks.inspect(batch, drawn)
+        long = np.flatnonzero(batch.lengths >= LONG_ANSWER)
+        self.answers.add(batch.token_keys(long), {"count": np.ones(len(long))})
         self._remember(batch, drawn, tokens)
         return self
 
@@ -143,6 +151,18 @@ class State:
                 whole = (batch.lengths > 0) & (batch.sums(np.isnan(tokens[name]).astype(float)) == 0)
                 sums = batch.sums(np.nan_to_num(tokens[name], nan=0.0, posinf=np.inf, neginf=-np.inf))
                 self.add_sequences({f"sum:{name}": sums[whole]})
+                # per prompt, over the same sequences: files without this column must not count here
+                per_group[f"w:{name}"] = np.where(whole, sums, 0.0)
+                per_group[f"c:{name}"] = whole.astype(float)
+
+    def _with_advantages(self, batch: Batch) -> Batch:
+        """The batch with advantages made from its rewards where none were recorded, for the masks."""
+        made = None if "advantages" in batch.columns else advantage_forms.from_rewards(batch)
+        if made is None and "advantages" not in batch.columns:
+            return batch
+        source = "advantages" if made is None else "rewards, standardised within each prompt"
+        self.sources["advantages"] = _joined(self.sources.get("advantages", str(None)), source)
+        return batch if made is None else _with_columns(batch, {**batch.columns, "advantages": made})
 
     def _add_masks(self, batch, drawn, teacher, tokens, per_group, settings) -> None:  # type: ignore[no-untyped-def]
         found = mask_effects.keep_masks(batch, drawn, teacher, tokens, settings.k3_mask)
@@ -154,6 +174,7 @@ class State:
             count = mask_effects.count(batch, kept, parameters, tokens.get("k3"))
             self.masks.setdefault(name, MaskCount(dict(parameters))).merge(count)
             per_group[f"kept:{name}"] = batch.sums(kept.astype(float))
+            per_group[f"tried:{name}"] = batch.lengths.astype(float)
 
     def _remember(self, batch: Batch, drawn: Drawn | None, tokens: Mapping[str, np.ndarray]) -> None:
         """Keep the worst tokens, the rows of the heat map, and the divergence per vocabulary item."""
@@ -237,6 +258,12 @@ CARRIERS = (
     "topk_kl_student_teacher",
     "k3_student_teacher",
 )
+
+
+def _joined(a: str, b: str) -> str:
+    """The names in either, without repetition and without None beside others."""
+    names = dict.fromkeys(n for n in (*a.split(" / "), *b.split(" / ")) if n != str(None))
+    return " / ".join(names) or str(None)
 
 
 def _add(target: dict[str, Series], columns: Mapping[str, np.ndarray]) -> None:

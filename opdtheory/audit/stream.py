@@ -18,7 +18,7 @@ from opdtheory.audit.persist import Store
 from opdtheory.audit.readers import Unit, read
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
-from opdtheory.audit.states import Top, Vocabulary
+from opdtheory.audit.states import Groups, Top, Vocabulary
 from opdtheory.workers import workers
 
 MAX_ERRORS = 20
@@ -36,7 +36,7 @@ class Outcome:
     def take(self, unit: Unit, state: State, errors: list[str]) -> None:
         if unit.step is not None:
             # the run-level view needs no tokens, only statistics
-            light = replace(state, vocabulary=Vocabulary(), texts={}, worst=Top(0), heat=Top(0))
+            light = replace(state, answers=Groups(), vocabulary=Vocabulary(), texts={}, worst=Top(0), heat=Top(0))
             self.steps.setdefault(unit.step, State(worst=Top(0), heat=Top(0))).merge(light)
         self.total.merge(state)
         self.errors += errors

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,20 +68,39 @@ def canonical_columns(columns: Mapping[str, Column], source: str) -> dict[str, C
 
 
 def batches(
-    columns: Mapping[str, Column], source: str, group: str | None = None, step: int | None = None
-) -> Iterator[Batch]:
+    columns: Mapping[str, Column], source: str, group: str | None = None, step: int | None = None,
+    first: int = 0, last: int = -1,
+) -> Iterator[Batch]:  # fmt: skip
     """Batches of a few sequences each; memory is bounded by the batch, not by the table.
 
     Shapes: ``tokens``, masks and log-probabilities (B, T); ``rewards`` and ``group`` (B,); logits (B, T, V);
-    top-k tables (B, T, k).
+    top-k tables (B, T, k).  Rows ``first`` to ``last`` (the end if −1) are read; batches end between prompts
+    where the prompts' rows are neighbours and few enough.
     """
     table = canonical_columns(columns, source)
     shape = _check_shapes(table, source)
     if group is not None and group not in table:
         raise InputError(source, "", f"no array {group!r}", "the grouping column")
+    key = group or ("group" if "group" in table else None)
     per = max(1, MAX_BATCH_TOKENS // max(1, shape[1]))
-    for start in range(0, shape[0], per):
-        yield _batch(table, source, group, step, start, min(start + per, shape[0]), shape[1])
+    end = shape[0] if last < 0 else last
+    while first < end:
+        stop = min(first + per, end)
+        if key is not None and stop < end:
+            stop = _between_groups(np.asarray(table[key].fetch(first, stop + 1)), first)
+        yield _batch(table, source, group, step, first, stop, shape[1])
+        first = stop
+
+
+def _between_groups(names: np.ndarray, first: int) -> int:
+    """The last row of a stretch at which a new group begins, or its last row if all are one group."""
+    starts = np.flatnonzero([a != b for a, b in pairwise(names.tolist())])
+    return first + (int(starts[-1]) + 1 if len(starts) else len(names) - 1)
+
+
+def row_count(columns: Mapping[str, Column], source: str) -> int:
+    """Number of sequences in a table."""
+    return _check_shapes(canonical_columns(columns, source), source)[0]
 
 
 def _check_shapes(table: Mapping[str, Column], source: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from opdtheory.audit.batch import Batch, InputError, Sequence_, assemble
 from opdtheory.audit.readers import engines
-from opdtheory.audit.readers.arrays import Column, batches, in_memory
+from opdtheory.audit.readers.arrays import Column, batches, in_memory, row_count
 from opdtheory.audit.readers.containers import npz_columns, safetensors_columns, unique_keys
 from opdtheory.audit.readers.records import sequence
 
@@ -36,8 +36,8 @@ Report = Callable[[InputError], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of one file that is read on its own: bytes ``start:stop`` of a JSONL file, or all of another
-    kind.
+    """A part of one file that is read on its own: bytes ``start:stop`` of a JSONL file, sequences ``start:stop``
+    of a safetensors file, or all of another kind.
     """
 
     path: str
@@ -98,7 +98,8 @@ def detect(path: Path) -> str:
         return "pt" if any(n.endswith("data.pkl") for n in names) else "npz"
     if head.startswith(b"PAR1"):
         return "parquet"
-    if len(head) > 8 and head[8:9] == b"{":
+    # the length of a header of less than 2^56 bytes has a zero byte; text has none
+    if head[8:9] == b"{" and b"\0" in head[:8]:
         return "safetensors"
     if head[:1] == b"\x80":
         raise InputError(
@@ -128,6 +129,10 @@ def units(path: Path, fmt: str | None = None) -> list[Unit]:
         raise InputError(str(path), "", "an empty file", "rollout logs")
     kind = fmt or detect(path)
     step = step_of(path)
+    if kind == "safetensors" and size > UNIT_BYTES:
+        rows = row_count(safetensors_columns(path), str(path))
+        each = max(1, rows * UNIT_BYTES // size)
+        return [Unit(str(path), kind, a, min(a + each, rows), step) for a in range(0, rows, each)]
     if kind != "jsonl":
         return [Unit(str(path), kind, 0, -1, step)]
     return [Unit(str(path), kind, a, min(a + UNIT_BYTES, size), step) for a in range(0, size, UNIT_BYTES)]
@@ -143,7 +148,7 @@ def read(unit: Unit, group: str | None, report: Report) -> Iterator[Batch]:
     elif unit.format == "npz":
         yield from batches(npz_columns(path), unit.path, group, unit.step)
     elif unit.format == "safetensors":
-        yield from batches(safetensors_columns(path), unit.path, group, unit.step)
+        yield from batches(safetensors_columns(path), unit.path, group, unit.step, unit.start, unit.stop)
     elif unit.format == "parquet":
         yield from _collect(_parquet(path, group, report), unit, report)
     else:
@@ -151,15 +156,18 @@ def read(unit: Unit, group: str | None, report: Report) -> Iterator[Batch]:
 
 
 def _collect(sequences: Iterator[Sequence_], unit: Unit, report: Report) -> Iterator[Batch]:
+    """Batches of about ``BATCH_TOKENS`` tokens, cut between prompts where that needs no more than twice as many."""
     pending: list[Sequence_] = []
     tokens = longest = 0
     for s in sequences:
-        pending.append(s)
-        tokens, longest = tokens + s.length, max(longest, s.length)
         # masks pad sequences to the longest one: that rectangle is bounded too
-        if tokens >= BATCH_TOKENS or longest * len(pending) >= 4 * BATCH_TOKENS:
+        size = max(tokens, longest * len(pending) // 4)
+        same = bool(pending) and s.group is not None and s.group == pending[-1].group
+        if size >= (2 * BATCH_TOKENS if same else BATCH_TOKENS):
             yield assemble(unit.path, pending, unit.step)
             pending, tokens, longest = [], 0, 0
+        pending.append(s)
+        tokens, longest = tokens + s.length, max(longest, s.length)
     if pending:
         yield assemble(unit.path, pending, unit.step)
 
