@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -236,7 +237,7 @@ def _small_divergence_rate() -> Evidence:
     OURS,
     "s11",
     "Two steps: the error is at most the largest KL",
-    space=WORST.with_sizes(*plain_sizes((2, 2), (3, 2))),
+    space=replace(WORST, sizes=plain_sizes((2, 2), (3, 2)), reach=(4, 2)),
     nature="ours",
     sharpness="asymptotic",
     hypotheses=(UNIT, ANY_SUPPORT, "T = 2"),
