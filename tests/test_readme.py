@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opdtheory import checker, cli
-from opdtheory.report.readme import full_table, with_summary
+from opdtheory.report.readme import full_table, with_outputs, with_summary, without_times
 from opdtheory.verification.engine import ROOT
 from opdtheory.verification.runner import load_record
 
@@ -58,6 +58,12 @@ def test_tables_are_fresh():
     record = load_record()
     assert with_summary(README, record) == README, "run: python -m opdtheory.report.readme"
     assert (ROOT / "docs/verdicts.md").read_text(encoding="utf-8") == full_table(record)
+
+
+def test_shown_output_is_what_the_commands_print():
+    fresh = with_outputs(README, load_record())
+    assert fresh.count("```console") == README.count("```console") >= 5
+    assert without_times(fresh) == without_times(README), "run: python -m opdtheory.report.readme"
 
 
 def test_links_lead_somewhere():
