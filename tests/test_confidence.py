@@ -148,6 +148,33 @@ def test_betting_holds_at_all_sample_sizes_at_once() -> None:
     assert np.mean(tight) < 0.35
 
 
+def _at_every_look(
+    x: np.ndarray, mean: float, level: float, looks: tuple[int, ...], planned: bool
+) -> np.ndarray:
+    """Streams whose two-sided bound holds at every look."""
+    held = np.ones(len(x), dtype=bool)
+    for n in looks:
+        ends = confidence.betting(x[:, :n], level, planned=planned)
+        held &= (ends.lower <= mean) & (mean <= ends.upper)
+    return held
+
+
+def test_only_unplanned_bets_survive_looking_again() -> None:
+    """Bets tuned anew to every sample size lose their coverage when one looks often; unplanned ones do not."""
+    looks = (4, 6, 9, 13, 20, 30, 45, 68, 100, 150)
+    x = (np.random.default_rng(7).random((REPETITIONS, max(looks))) < 0.5) * 1.0
+    assert _enough(_at_every_look(x, 0.5, 0.7, looks, planned=False), 0.7)
+    assert not _enough(_at_every_look(x, 0.5, 0.7, looks, planned=True), 0.7)
+    assert confidence.betting(x[0], planned=False).anytime and not confidence.betting(x[0]).anytime
+    log_w = np.log1p(-x[0] / 2)
+    assert not any(c.anytime for c in confidence.certify(log_w, x[0]))
+    always = confidence.certify(log_w, x[0], anytime=True)
+    assert all(c.anytime for c in always) and len(always) == 5
+    assert always[0].lower < confidence.certify(log_w)[0].lower
+    with pytest.raises(ValueError, match=r"^anytime: got method 'hoeffding'"):
+        confidence.certify(log_w, method="hoeffding", anytime=True)
+
+
 # ------------------------------------------------------------------------------------- known models
 
 

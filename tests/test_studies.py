@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from opdtheory import bounds
+from opdtheory import bounds, confidence
 from opdtheory.experiments import jsonable, run_experiment
 from opdtheory.studies import __main__ as command
 from opdtheory.studies import horizon, proximal, sampling
@@ -127,20 +128,61 @@ def test_errors_are_forgotten() -> None:
     assert burst > 10 * max(p["late_error"] for p in study["summary"])
 
 
-def test_coverage_study_in_small() -> None:
-    study = sampling.certificate_coverage((0.3,), (40,), repetitions=2000)
-    assert len(study["rows"]) == 5 * 2 * 3
-    for row in study["rows"]:
-        assert row["p_value"] > RARE, row
-        assert row["slack"] >= -TIGHT
-    gap = {(r["certificate"], r["grouped"], r["method"]): r["gap"] for r in study["rows"]}
-    assert gap["tv_seq", False, "betting"] < gap["tv_seq", False, "hoeffding"]
-    widths = {}
-    for row in sampling.width_over_samples(0.2, (50, 200), repetitions=20)["rows"]:
-        widths[row["certificate"], row["method"], row["samples"]] = row["width"]
+def test_recorded_coverage_is_reproduced_and_nominal() -> None:
+    """Every recorded cell has 2000 repetitions and covers; the smallest samples are drawn again, hit by hit."""
+    recorded = json.loads((RECORDED / "certificate-coverage.json").read_text())
+    config = recorded["config"]
+    assert recorded["repetitions"] == config["repetitions"] >= 2000
+    assert {r["side"] for r in recorded["rows"]} == {"lower", "upper", "two-sided"}
+    assert {r["method"] for r in recorded["rows"]} == {*confidence.METHODS, sampling.ANY_TIME}
+    assert len({(r["certificate"], r["grouped"]) for r in recorded["rows"]}) == 10
+    for row in recorded["rows"]:
+        hits = round(row["coverage"] * recorded["repetitions"])
+        assert stats.binom.cdf(hits, recorded["repetitions"], recorded["level"]) > RARE, row
+        assert row["slack"] >= -TIGHT and (row["certificate"] != "tv_seq" or row["slack"] <= TIGHT)
+    smallest = min(config["samples"])
+    fresh = sampling.certificate_coverage(config["distances"][:1], [smallest], config["repetitions"])
+    name = ("distance", "certificate", "grouped", "samples", "method", "side")
+    known = {tuple(r[k] for k in name): r for r in recorded["rows"]}
+    compared = [r for r in fresh["rows"] if r["method"] != sampling.ANY_TIME]
+    assert len(compared) == 5 * 2 * 3 * 3
+    for row in compared:
+        again = known[tuple(row[k] for k in name)]
+        assert row["coverage"] == again["coverage"] and close(row["gap"], again["gap"], LOOSE64)
+
+
+def test_coverage_of_a_false_certificate_is_seen() -> None:
+    """A variable on the wrong side of the truth is not covered, and the study's row says so."""
+    pair = sampling.model(0.3)
+    v = sampling.certified_variables(pair)["return_truncated"]
+    index = sampling._draw([0], pair.behavior.sequence_law[-1].ravel(), 2000, 300, 1)
+    both = [v["values"][index].mean(axis=-1) + 0.1, v["mirror"][index].mean(axis=-1)]
+    ends = sampling._ends([np.minimum(z, v["bounds"][1]) for z in both], v, "betting")
+    assert sampling._row(ends["lower"], v["truth"])["p_value"] < RARE
+    assert sampling._row(ends["upper"], v["truth"])["p_value"] > RARE
+
+
+def test_methods_and_sides_compare_as_they_should() -> None:
+    recorded = json.loads((RECORDED / "certificate-coverage.json").read_text())["rows"]
+    plain = {
+        (r["distance"], r["certificate"], r["samples"], r["method"], r["side"]): r["gap"]
+        for r in recorded
+        if not r["grouped"]
+    }
+    for (distance, certificate, n, method, side), gap in plain.items():
+        if side == "lower" and method != sampling.ANY_TIME:
+            assert gap <= plain[distance, certificate, n, method, "two-sided"] * (1 + LOOSE64)
+            if n >= 300:
+                assert plain[distance, certificate, n, "betting", side] <= gap * (1 + LOOSE64)
+        if method == sampling.ANY_TIME and side != "two-sided":
+            # holding at all sizes at once costs something against the planned size
+            assert gap > plain[distance, certificate, n, "betting", side]
+    widths = {
+        (r["certificate"], r["method"], r["samples"]): r["width"]
+        for r in json.loads((RECORDED / "certificate-width.json").read_text())["rows"]
+    }
     for (certificate, method, n), width in widths.items():
-        if n == 50:
-            assert widths[certificate, method, 200] < width
+        assert (certificate, method, 10 * n) not in widths or widths[certificate, method, 10 * n] < width
 
 
 def test_studies_run_as_experiments_and_as_a_command(tmp_path: Path) -> None:

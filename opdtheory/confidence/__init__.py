@@ -8,6 +8,7 @@ from opdtheory.confidence.certificates import (
     truncated_change_values,
     truncated_values,
     tv_values,
+    value_ranges,
 )
 from opdtheory.confidence.intervals import (
     METHODS,
@@ -36,4 +37,5 @@ __all__ = [
     "truncated_change_values",
     "truncated_values",
     "tv_values",
+    "value_ranges",
 ]

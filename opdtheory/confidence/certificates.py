@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from opdtheory.confidence.intervals import METHODS, Side, group_means, interval
+from opdtheory.confidence.intervals import METHODS, Interval, Side, group_means, interval
 from opdtheory.elementary import exp, expm1, log, maximum, minimum
 
 
@@ -89,6 +89,7 @@ def certify(
     cap: float = 2.0,
     floor: float = 1.0,
     mask: Any = None,
+    anytime: bool = False,
 ) -> list[Certificate]:
     """Every certificate the samples allow, each at the stated confidence (not jointly).
 
@@ -97,10 +98,14 @@ def certify(
         rewards: rewards, shape (N,); without them only TV_seq is certified.
         reward_range: smallest and largest possible reward.
         groups: prompt of each response, shape (N,); responses to one prompt are averaged.  None: all
-        independent. method: ``betting``, ``empirical_bernstein`` or ``hoeffding``. side: which side
-        gets the error probability. cap: weights are cut at this value, at least 1. floor: the masked
-        certificate drops responses with log W below −floor. mask: weight in [0, 1] of each response in
-        the masked certificate, shape (N,).
+            independent.
+        method: ``betting``, ``empirical_bernstein`` or ``hoeffding``.
+        side: which side gets the error probability.
+        cap: weights are cut at this value, at least 1.
+        floor: the masked certificate drops responses with log W below −floor.
+        mask: weight in [0, 1] of each response in the masked certificate, shape (N,).
+        anytime: spread the bets over all sample sizes, so that each certificate holds after every batch at
+            once; only ``betting`` can.
 
     Raises:
         ValueError: shapes, ranges or parameters that do not fit.
@@ -113,75 +118,62 @@ def certify(
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
 
-    def means(values: np.ndarray) -> np.ndarray:
-        return values if groups is None else group_means(values, groups)
-
-    tv = interval(means(tv_values(log_w)), method, confidence=confidence, side=side)
-    name = "TV of the laws of whole responses"
-    out = [
-        Certificate(
-            "tv_seq",
-            name,
-            method,
-            confidence,
-            float(tv.lower),
-            float(tv.upper),
-            float(tv.mean),
-            tv.samples,
-            tv.anytime,
+    if anytime and method != "betting":
+        raise ValueError(
+            f"anytime: got method {method!r}, expected betting, the only one that holds at all times"
         )
-    ]
+    options: dict[str, Any] = {"planned": not anytime} if method == "betting" else {}
+
+    def bound(values: Any, limits: tuple[float, float], level: float, toward: Side) -> Interval:
+        z = np.asarray(values) if groups is None else group_means(values, groups)
+        return interval(z, method, confidence=level, bounds=limits, side=toward, **options)
+
+    def certificate(
+        name: str, quantity: str, lower: Any, upper: Any, found: Interval, base: float
+    ) -> Certificate:
+        ends = (float(lower), float(upper), base + float(found.mean))
+        return Certificate(name, quantity, method, confidence, *ends, found.samples, found.anytime)
+
+    tv = bound(tv_values(log_w), (0.0, 1.0), confidence, side)
+    out = [certificate("tv_seq", "TV of the laws of whole responses", tv.lower, tv.upper, tv, 0.0)]
     if rewards is None:
         return out
     lo, hi = (float(x) for x in reward_range)
     gain, span, mask = _checked(log_w, rewards, lo, hi, cap, floor, mask)
-    log_cap = math.log(cap)
-    families: list[tuple[str, str, Callable[[Any], Any], float, float, float, float]] = [
-        ("return_truncated", "J(π)", lambda g: truncated_values(log_w, g, cap), 0.0, cap * span, lo, hi),
-        (
-            "improvement_truncated",
-            _CHANGE,
-            lambda g: truncated_change_values(log_w, g, cap),
-            -span,
-            (cap - 1) * span,
-            0,
-            0,
-        ),
-        ("improvement_log", _CHANGE, lambda g: log_change_values(log_w, g, cap), -span, log_cap * span, 0, 0),
-        (
-            "improvement_masked",
-            _CHANGE,
-            lambda g: masked_change_values(log_w, g, mask, cap, floor),
-            -max(1.0, floor) * span,
-            log_cap * span,
-            0,
-            0,
-        ),
-    ]
+    families: dict[str, Callable[[Any], Any]] = {
+        "return_truncated": lambda g: truncated_values(log_w, g, cap),
+        "improvement_truncated": lambda g: truncated_change_values(log_w, g, cap),
+        "improvement_log": lambda g: log_change_values(log_w, g, cap),
+        "improvement_masked": lambda g: masked_change_values(log_w, g, mask, cap, floor),
+    }
+    limits = value_ranges(span, cap, floor)
     share = (1 - confidence) / (2 if side == "two-sided" else 1)
-    for name, quantity, values, least, most, base, top in families:
-        # a cap of 1 makes the largest value 0: keep the range an interval
-        bounds = (least, max(most, least + 1e-12))
-        options: dict[str, Any] = {"confidence": 1 - share, "bounds": bounds, "side": "lower"}
-        from_gain = interval(means(values(gain)), method, **options)
-        from_cost = interval(means(values(span - gain)), method, **options)
-        first, last = (lo, hi) if quantity == "J(π)" else (-span, span)
+    for name, values in families.items():
+        from_gain = bound(values(gain), limits[name], 1 - share, "lower")
+        from_cost = bound(values(span - gain), limits[name], 1 - share, "lower")
+        of_return = name == "return_truncated"
+        quantity, first, last = ("J(π)", lo, hi) if of_return else (_CHANGE, -span, span)
+        base, top = (lo, hi) if of_return else (0.0, 0.0)
         lower = max(first, base + float(from_gain.lower)) if side != "upper" else first
         upper = min(last, top - float(from_cost.lower)) if side != "lower" else last
-        out.append(
-            Certificate(
-                name,
-                quantity,
-                method,
-                confidence,
-                lower,
-                upper,
-                base + float(from_gain.mean),
-                from_gain.samples,
-                from_gain.anytime,
-            )
-        )
+        out.append(certificate(name, quantity, lower, upper, from_gain, base))
     return out
+
+
+def value_ranges(span: float = 1.0, cap: float = 2.0, floor: float = 1.0) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each certified variable for gains in [0, ``span``], by certificate.
+
+    >>> value_ranges(cap=3.0)["improvement_truncated"]
+    (-1.0, 2.0)
+    """
+    log_cap = math.log(cap)
+    return {
+        "tv_seq": (0.0, 1.0),
+        "return_truncated": (0.0, cap * span),
+        "improvement_truncated": (-span, (cap - 1) * span),
+        "improvement_log": (-span, log_cap * span),
+        "improvement_masked": (-max(1.0, floor) * span, log_cap * span),
+    }
 
 
 _CHANGE = "J(π) − J(μ)"

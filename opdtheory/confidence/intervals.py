@@ -1,8 +1,9 @@
 """Finite-sample confidence bounds on a mean.
 
 Samples are independent values in a known range; values that share a prompt are not independent and are
-averaged first (:func:`group_means`).  All methods are valid at any finite sample size.  The betting
-bound is moreover valid at all sample sizes at once, so one may look after every batch and stop at will.
+averaged first (:func:`group_means`).  All methods are valid at any finite sample size fixed beforehand.
+The betting bound with unplanned bets is moreover valid at all sample sizes at once, so one may look after
+every batch and stop at will.
 
 Sources: Hoeffding 1963; Maurer & Pontil, Empirical Bernstein bounds and sample-variance penalization (2009),
 Theorem 4; Waudby-Smith & Ramdas, Estimating means of bounded random variables by betting (2024), Section 4.
@@ -152,12 +153,13 @@ def betting(
     side: Side = "two-sided",
     planned: bool = True,
 ) -> Interval:
-    """The hedged-capital betting bound, valid at every sample size at once.
+    """The hedged-capital betting bound.
 
     The lower end is the smallest mean not refuted by a bettor whose capital has never reached 1/δ; two-sided
-    intervals split δ between two bettors.  ``planned`` tunes the bets to the present sample size;
-    without it they are spread over all sample sizes.  The order of the samples matters and must not
-    depend on their values.
+    intervals split δ between two bettors.  ``planned`` tunes the bets to the present sample size, which must
+    then have been fixed beforehand; without it they are spread over all sample sizes, and the bounds after
+    every one of them hold at once (``anytime``).  The order of the samples matters and must not depend on
+    their values.
     """
 
     def lower(u: np.ndarray, delta: float) -> np.ndarray:
@@ -170,7 +172,7 @@ def betting(
             low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
         return low
 
-    return _interval(lower, "betting", True, x, bounds, confidence, side)
+    return _interval(lower, "betting", not planned, x, bounds, confidence, side)
 
 
 METHODS: dict[str, Callable[..., Interval]] = {

@@ -52,7 +52,7 @@ STUDIES: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = 
         {"alphas": [0.05, 0.2, 0.5], "steps": 60, "horizon": 4, "seed": 1},
     ),
     "certificate-coverage": (
-        "coverage and gap of the finite-sample certificates, independent and grouped samples",
+        "coverage and gap of the finite-sample certificates: sides, methods, at any time, grouped samples",
         sampling.certificate_coverage,
         {
             "distances": [0.05, 0.3],
