@@ -30,10 +30,15 @@ class Registry:
             raise KeyError(f"no claim {claim_id!r}{hint}")
         return self._claims[claim_id]
 
-    def arrange(self, sources: list[str]) -> None:
-        """Order the claims by source, keeping the order of registration within each."""
+    def arrange(self, sources: list[str], place: Callable[[str], Any]) -> None:
+        """Order the claims by source, within each by ``place`` of their ids, and then as they were registered."""
         rank = {key: i for i, key in enumerate(sources)}
-        self._claims = dict(sorted(self._claims.items(), key=lambda item: rank[item[1].source.key] if item[1].source else len(rank)))
+
+        def key(item: tuple[str, Claim]) -> tuple[int, Any]:
+            source = item[1].source
+            return (rank[source.key] if source else len(rank), place(item[0]))
+
+        self._claims = dict(sorted(self._claims.items(), key=key))
 
     def __iter__(self) -> Iterator[Claim]:
         return iter(self._claims.values())
@@ -68,5 +73,6 @@ def load_catalogue() -> Registry:
     package = importlib.import_module("opdtheory.claims")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         importlib.import_module(f"opdtheory.claims.{module.name}")
-    CATALOGUE.arrange(list(importlib.import_module("opdtheory.claims.sources").SOURCES))
+    sources, order = (importlib.import_module(f"opdtheory.claims.{name}") for name in ("sources", "order"))
+    CATALOGUE.arrange(list(sources.SOURCES), order.place)
     return CATALOGUE
