@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
 from itertools import pairwise
@@ -39,7 +40,9 @@ WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, from whiche
 class Commands(TyperGroup):
     """Commands whose wrong usage is reported like any other bad input: one line on stderr, exit 2."""
 
-    def main(self, args: Any = None, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         if not standalone_mode:
             return super().main(words, standalone_mode=False, **extra)

@@ -93,12 +93,12 @@ class Space:
         """Whether instances of this size belong to the space, tried or not: end-of-sequence token, prompts and whatever else
         is the same at every declared size must be so, and no number may be below the smallest declared one."""
         for name in set(size) | {key for declared in self.sizes for key in declared}:
-            declared = [s.get(name) for s in self.sizes]
-            value = size.get(name)
+            value: Any = size.get(name)
+            declared: set[Any] = {s.get(name) for s in self.sizes}
             if name == "eos":
                 if (value is None) not in {d is None for d in declared}:
                     return False
-            elif value not in declared and (len(set(declared)) == 1 or value is None or value < min(declared)):
+            elif value not in declared and (value is None or None in declared or len(declared) == 1 or value < min(declared)):
                 return False
         return True
 

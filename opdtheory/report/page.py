@@ -18,6 +18,7 @@ from opdtheory.report.contexts import context_table, remainder
 from opdtheory.report.graph import dependency_graph
 from opdtheory.report.studies import recorded_studies
 from opdtheory.verification.engine import ROOT
+from opdtheory.verification.power import load_record as load_power
 
 SCENARIOS: tuple[dict[str, Any], ...] = (
     {"name": "the bounds' table of Trust Region Masking", "horizon": 4096, "kl_max": 1e-4, "kl_seq": 0.01},
@@ -121,7 +122,10 @@ def _cell(value: Any) -> str:
 
 
 def render(
-    document: dict[str, Any], certificates: dict[str, dict[str, Any]], studies: list[dict[str, Any]] | None = None
+    document: dict[str, Any],
+    certificates: dict[str, dict[str, Any]],
+    studies: list[dict[str, Any]] | None = None,
+    power: dict[str, Any] | None = None,
 ) -> str:
     """The page as a string.
 
@@ -129,6 +133,7 @@ def render(
         document: a ``results.json`` document.
         certificates: certificate file path (as listed in the document) → its content.
         studies: groups of :func:`opdtheory.report.studies.recorded_studies` to show, if any.
+        power: the recorded measurement of ``opdtheory power``, if any.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("opdtheory.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -152,6 +157,7 @@ def render(
         status_words=STATUS_WORDS,
         printed_words=PRINTED_WORDS,
         studies=studies or [],
+        power=power,
         graph=Markup(dependency_graph(document["claims"], _anchor)),
         ids={c["id"] for c in document["claims"]},
     )
@@ -163,7 +169,7 @@ def write_report(document: dict[str, Any], verdicts: list[Any], path: Path) -> N
     certificates = {
         file: content for v in verdicts for file, content in zip(rows[v.claim.id], v.certificates.values(), strict=True)
     }
-    page = render(document, certificates, recorded_studies(ROOT))
+    page = render(document, certificates, recorded_studies(ROOT), load_power())
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as stream:

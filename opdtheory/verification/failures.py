@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import wraps
+from functools import update_wrapper
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -22,14 +22,13 @@ T = TypeVar("T")
 def blaming(attack: Callable[Concatenate[Claim, P], T]) -> Callable[Concatenate[Claim, P], T]:
     """Decorator: a :class:`SidesError` out of ``attack(claim, …)`` names the instance that did it."""
 
-    @wraps(attack)
     def named(claim: Claim, *args: P.args, **options: P.kwargs) -> T:
         try:
             return attack(claim, *args, **options)
         except SidesError as problem:
             raise blame(claim, problem) from problem
 
-    return named
+    return update_wrapper(named, attack)  # type: ignore[return-value]
 
 
 def blame(claim: Claim, error: SidesError) -> SidesError:

@@ -114,7 +114,7 @@ def _found_from_data(claim: Claim, data: Mapping[str, Any]) -> SearchResult:
     if values is not None:
         values = {name: _exact_array(nested) for name, nested in values.items()}
     reached = [(size, float(score)) for size, score in data["reached"]]
-    return SearchResult(claim, **(data | {"best_score": float(data["best_score"]), "values": values, "reached": reached}))
+    return SearchResult(claim, **(dict(data) | {"best_score": float(data["best_score"]), "values": values, "reached": reached}))
 
 
 def _exact_array(nested: Any) -> np.ndarray:

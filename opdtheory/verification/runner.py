@@ -91,8 +91,7 @@ def run(
 
 def settle(verdicts: list[Verdict]) -> list[Verdict]:
     """Fix the final statuses of verdicts, dependencies among them included."""
-    own = {v.claim.id: v.status for v in verdicts}
-    statuses = resolve({v.claim.id: v.claim for v in verdicts}, own)  # type: ignore[arg-type]
+    statuses = resolve({v.claim.id: v.claim for v in verdicts}, {v.claim.id: v.status for v in verdicts})
     for verdict in verdicts:
         verdict.settle(statuses[verdict.claim.id])
     return verdicts
