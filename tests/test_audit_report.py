@@ -289,6 +289,11 @@ def test_redaction_leaves_no_text_token_or_name():
         assert not [t for t in shown if json.dumps(t)[1:-1] in document]
         assert "rollouts.jsonl" not in document and "arithmetic-0" not in document
     assert "tokens" not in hidden.to_dict()["heat"][0]
+    # nor is anything of it remembered, so that the parts on disk hold none
+    state = hidden.state
+    assert state.texts == {} and not len(state.vocabulary.ids)
+    assert {t for *_, row in state.heat.entries for t in row["tokens"]} == {-1}
+    assert {entry["token"] for *_, entry in state.worst.entries} == {-1}
 
 
 def warned(**columns):
@@ -545,9 +550,19 @@ def test_comparing_two_audits(tmp_path, tabular):
         (tmp_path / f"{name}.json").write_text(json.dumps(audit_logs(arrays).to_dict()))
     same = run("audit-diff", tmp_path / "a.json", tmp_path / "b.json")
     assert same.exit_code == 0 and "0 of" in same.output
+    # infinities that agree are no difference
+    infinite = tmp_path / "a.json", tmp_path / "e.json"
+    for path in infinite:
+        document = json.loads((tmp_path / "a.json").read_text())
+        document["metrics"]["k3/max"]["value"] = "inf"
+        path.write_text(json.dumps(document))
+    again = run("audit-diff", *infinite)
+    assert again.exit_code == 0 and "0 of" in again.output
     moved = run("audit-diff", tmp_path / "a.json", tmp_path / "c.json", "--json", tmp_path / "d.json")
     assert moved.exit_code == 1
     rows = {r["metric"]: r for r in json.loads((tmp_path / "d.json").read_text())["differences"]}
+    order = [r["separated"] is True for r in json.loads((tmp_path / "d.json").read_text())["differences"]]
+    assert order == sorted(order, reverse=True) and any(order)  # what moved for certain comes first
     assert rows["kl_rollout_train/mean"]["separated"] is True and rows["kl_rollout_train/mean"]["change"] > 0
 
 

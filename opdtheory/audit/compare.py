@@ -43,7 +43,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One entry per metric of either report, largest relative change first.
+    """One entry per metric of either report: those beyond both intervals first, then by relative change.
 
     ``separated`` is true where both have intervals and these do not overlap, null where one has none.
     """
@@ -73,9 +73,12 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, An
         out.append(
             {"metric": name, "a": x, "b": y, "change": change, "relative": relative, "separated": separated}
         )
-    return sorted(
-        out, key=lambda d: (-(abs(d["relative"]) if d["relative"] is not None else -1.0), d["metric"])
-    )
+    return sorted(out, key=_order)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+    relative = row["relative"]
+    return not row["separated"], -abs(relative) if relative is not None else 1.0, row["metric"]
 
 
 def _value(metric: Mapping[str, Any] | None) -> float | None:
@@ -86,10 +89,10 @@ def table(rows: list[dict[str, Any]], a: Mapping[str, Any], b: Mapping[str, Any]
     """The largest changes, and the warnings that came or went."""
     out = Table(box=None, pad_edge=False)
     for name in ("metric", "A", "B", "change", "beyond both intervals"):
-        out.add_column(name)
-    moved = [r for r in rows if r["relative"] is None or r["relative"]]
+        out.add_column(name, no_wrap=not name.startswith("beyond"))
+    moved = [r for r in rows if r["a"] != r["b"]]
     for row in moved[:limit]:
-        numbers = ["–" if row[k] is None else f"{row[k]:.6g}" for k in ("a", "b", "change")]
+        numbers = ["–" if row[k] is None else f"{row[k]:.4g}" for k in ("a", "b", "change")]
         out.add_row(row["metric"], *numbers, {True: "yes", False: "no", None: ""}[row["separated"]])
     codes = [{w["code"] for w in d["warnings"]} for d in (a, b)]
     lines = [Text(f"warning gone: {c}", style="green") for c in sorted(codes[0] - codes[1])]

@@ -190,14 +190,15 @@ class Report:
             f"{len(state.groups.column('tokens'))} prompts",
             style="bold",
         )
-        numbers = Table(box=None, pad_edge=False)
+        numbers = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in ("metric", "value", "interval", "is", "over"):
-            numbers.add_column(name, justify="right" if name in ("value", "interval") else "left")
+            side = "right" if name in ("value", "interval") else "left"
+            numbers.add_column(name, justify=side, no_wrap=True)
         for name in HEADLINES:
             if name in self.metrics:
                 m = self.metrics[name]
-                interval = "" if m.interval is None else f"{m.interval[0]:.4g} … {m.interval[1]:.4g}"
-                numbers.add_row(name, f"{m.value:.6g}", interval, m.kind, m.over)
+                interval = "" if m.interval is None else f"{m.interval[0]:.3g} … {m.interval[1]:.3g}"
+                numbers.add_row(name, f"{m.value:.4g}", interval, m.kind, m.over.split()[-1])
         parts: list[Any] = [head, numbers]
         if state.masks:
             parts += [Text(), self._mask_table()]
@@ -235,7 +236,7 @@ class Report:
     def _certificate_table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for name in ("certificate", "method", "confidence", "lower", "upper"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for c in self.certificates:
             ends = [("–" if c[k] is None else f"{c[k]:.4g}") for k in ("lower", "upper")]
             table.add_row(c["name"], c["method"], f"{c['confidence']:g}", *ends)

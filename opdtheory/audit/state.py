@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class State:
         self.dropped += 0 if batch.dropped is None else int(batch.dropped.sum())
         exact, columns = full.measure(batch, settings)
         rollout_name, train_name = sampled.choose(columns)
-        batch = _with_columns(batch, columns)
+        batch = replace(batch, columns=columns)
         drawn = sampled.pair(batch, rollout_name, train_name)
         student_name = rollout_name or train_name
         teacher = sampled.pair(batch, student_name, "teacher_log_probs")
@@ -130,6 +130,8 @@ class State:
         self.checks.inspect(batch, drawn)
         long = np.flatnonzero(batch.lengths >= LONG_ANSWER)
         self.answers.add(batch.token_keys(long), {"count": np.ones(len(long))})
+        if settings.redact:  # what is not remembered cannot be shown, nor lie in the parts of an interrupted run
+            batch = replace(batch, tokens=np.full(len(batch.tokens), -1), texts=None)
         self._remember(batch, drawn, tokens)
         return self
 
@@ -162,7 +164,7 @@ class State:
             return batch
         source = "advantages" if made is None else "rewards, standardised within each prompt"
         self.sources["advantages"] = _joined(self.sources.get("advantages", str(None)), source)
-        return batch if made is None else _with_columns(batch, {**batch.columns, "advantages": made})
+        return batch if made is None else replace(batch, columns={**batch.columns, "advantages": made})
 
     def _add_masks(self, batch, drawn, teacher, tokens, per_group, settings) -> None:  # type: ignore[no-untyped-def]
         found = mask_effects.keep_masks(batch, drawn, teacher, tokens, settings.k3_mask)
@@ -269,12 +271,6 @@ def _joined(a: str, b: str) -> str:
 def _add(target: dict[str, Series], columns: Mapping[str, np.ndarray]) -> None:
     for name, values in columns.items():
         target.setdefault(name, Series()).add(np.asarray(values, dtype=np.float64))
-
-
-def _with_columns(batch: Batch, columns: Mapping[str, np.ndarray]) -> Batch:
-    from dataclasses import replace
-
-    return replace(batch, columns=columns)
 
 
 def _token_entry(batch: Batch, drawn: Drawn | None, i: int) -> dict[str, Any]:
