@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from opdtheory import divergences as dv
 from opdtheory import gradients as gr
-from opdtheory.experiments import run_experiment
+from opdtheory.experiments import jsonable, run_experiment
 from opdtheory.gradients.experiment import slope
 from opdtheory.gradients.frontier import best_lambda, contestants, frontier, teacher_at_distance
 from opdtheory.tabular import Policy, TokenTree
@@ -108,6 +109,7 @@ def test_experiment_runs_and_resumes(tmp_path) -> None:
         "feature_instances": 2,
         "samples": [1, 16],
         "lambdas": [0.5],
+        "shown": {"horizon": 3, "kl_per_token": 0.1},
     }
     record = run_experiment("gradient-frontier", small, tmp_path)
     again = run_experiment("gradient-frontier", small, tmp_path, resume=True)
@@ -117,6 +119,50 @@ def test_experiment_runs_and_resumes(tmp_path) -> None:
     # the closer the teacher, the later the bias matters
     assert all(value < 0 for value in record["crossover_slopes"]["in_distance"].values())
     json.dumps(record, allow_nan=False)
+
+
+RECORDED = json.loads((Path(__file__).parents[1] / "figures" / "data" / "gradient_frontier.json").read_text())
+
+
+def test_recorded_comparison_is_reproduced(tmp_path) -> None:
+    """The committed record comes from this code: its smallest cells again, number by number."""
+    config = RECORDED["config"]
+    small = {**config, "horizons": [2, 4], "feature_horizons": [2], "kl_per_token": [0.01, 0.1]}
+    fresh = run_experiment(
+        "gradient-frontier", {**small, "shown": {"horizon": 4, "kl_per_token": 0.1}}, tmp_path
+    )
+    key = ("parameters", "horizon", "kl_per_token")
+    known = {tuple(c[k] for k in key): c for c in RECORDED["cells"]}
+    assert len(known) == len(config["kl_per_token"]) * (
+        len(config["horizons"]) + len(config["feature_horizons"])
+    )
+    for cell in fresh["cells"]:
+        recorded = known[tuple(cell[k] for k in key)]
+        assert cell["wins"] == recorded["wins"]
+        for name, row in cell["estimators"].items():
+            again = recorded["estimators"][name]
+            for part in ("bias2", "variance", *(("mse", str(n)) for n in config["samples"])):
+                pair = (x[part] if isinstance(part, str) else x[part[0]][part[1]] for x in (row, again))
+                for a, b in zip(*pair, strict=True):
+                    assert close(a, b, 1e3 * LOOSE64 * max(abs(b), TIGHT)), (cell["horizon"], name, part)
+
+
+def test_recorded_report_says_what_the_cells_say() -> None:
+    from opdtheory.gradients.frontier_report import frontier_report
+
+    fresh = frontier_report(RECORDED["cells"], RECORDED["crossover_slopes"], RECORDED["config"])
+    assert jsonable(fresh) == RECORDED["report"]
+    curves = {f["title"]: f["series"] for f in fresh["figures"]}
+    assert len(curves) == 4
+    # the closer the teacher the more samples it takes, whatever the horizon
+    crossings = curves["Samples from which the unbiased gradient wins"]
+    assert all(np.all(np.diff(values) < 0) for values in crossings.values())
+    errors = curves["Mean squared error over the number of samples"]
+    assert (
+        errors["immediate"][0] < errors["(ii) to go"][0]
+        and errors["immediate"][-1] > errors["(ii) to go"][-1]
+    )
+    assert errors["(v) as (iv), baseline"][-1] < errors["(ii) to go"][-1]
 
 
 def test_slope_recovers_a_power_and_skips_what_has_no_logarithm() -> None:

@@ -35,7 +35,7 @@ def token_shift(level: float, divergence: str) -> float:
 
 
 def _quantities(model: Any, horizon: int) -> dict[str, Any]:
-    names = ("tv_max", "kl_max", "reverse_kl_max", "kl_seq", "tv_sum", "chi2_max")
+    names = ("tv_max", "kl_max", "reverse_kl_max", "kl_seq", "reverse_kl_seq", "tv_sum", "chi2_max")
     found = {name: float(getattr(model, name)) for name in names}
     # independent tokens have the same divergence in every context
     repeated = horizon * model.reverse_kl_max if isinstance(model, IidBinary) else model.reverse_kl_sum
@@ -103,8 +103,9 @@ FAMILIES: dict[str, Callable[[float, str, int], tuple[float, dict[str, Any]]]] =
 def error_scaling(divergence: str, level: float, horizons: Iterable[int] = HORIZONS) -> dict[str, Any]:
     """Measured |Error| of each family and every error bound over the horizon at a fixed divergence per token.
 
-    Returns ``rows`` (one per horizon and family: measured error, its quantities, bounds by id) and
-    ``exponents``: of each measured series and bound over the upper half of the horizons.
+    Returns ``rows`` (one per horizon and family: measured error, its quantities, bounds by id), the ``supremum``
+    over all instances at each horizon (exact at fixed TV; at fixed KL to first order, for T·level ≪ 1) and
+    ``exponents``: of each measured series, bound and the supremum over the upper half of the horizons.
     """
     horizons = list(horizons)
     rows = []
@@ -126,7 +127,25 @@ def error_scaling(divergence: str, level: float, horizons: Iterable[int] = HORIZ
         series |= {name: [r["bounds"][name] for r in mine] for name in mine[0]["bounds"]}
         for name, line in series.items():
             exponents.append({"family": family, "series": name, **fitted_exponent(horizons, line)})
-    return {"divergence": divergence, "level": level, "rows": rows, "exponents": exponents}
+    largest = [supremum(divergence, level, n) for n in horizons]
+    exponents.append({"family": "all instances", "series": "supremum", **fitted_exponent(horizons, largest)})
+    return {
+        "divergence": divergence,
+        "level": level,
+        "rows": rows,
+        "supremum": [{"horizon": n, "error": x} for n, x in zip(horizons, largest, strict=True)],
+        "exponents": exponents,
+    }
+
+
+def supremum(divergence: str, level: float, horizon: int) -> float:
+    """The largest error of any instance with this token divergence at every context, rewards in [0, 1].
+
+    For TV exact at every level (s4); for KL, in either direction, its leading term √(T(T−1)/2)·level (s11).
+    """
+    if divergence == "tv":
+        return float(bounds.sharp_tv(horizon, level))
+    return math.sqrt(horizon * (horizon - 1) / 2) * level
 
 
 def _kept(given: dict[str, Any]) -> dict[str, Any]:
