@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from markupsafe import Markup, escape
 
 from opdtheory.calculator import calculate
 from opdtheory.claims.sources import SOURCES
+from opdtheory.files import atomic
 from opdtheory.report.contexts import context_table, remainder
 from opdtheory.report.graph import dependency_graph
 from opdtheory.report.studies import recorded_studies
@@ -170,8 +169,5 @@ def write_report(document: dict[str, Any], verdicts: list[Any], path: Path) -> N
         file: content for v in verdicts for file, content in zip(rows[v.claim.id], v.certificates.values(), strict=True)
     }
     page = render(document, certificates, recorded_studies(ROOT), load_power())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(page)
-    os.replace(temporary, path)
+    with atomic(path) as partial:
+        partial.write_text(page, encoding="utf-8")

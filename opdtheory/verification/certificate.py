@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from opdtheory import checker
+from opdtheory.files import atomic
 from opdtheory.spaces import Size
 from opdtheory.verification.blocks import Values
 from opdtheory.verification.claim import Claim
@@ -141,9 +140,5 @@ def file_name(claim_id: str) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write atomically: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
-        stream.write("\n")
-    os.replace(temporary, path)
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import Any
 from joblib import Parallel, delayed
 
 import opdtheory
+from opdtheory.verification.ascent import Budget
 from opdtheory.verification.certificate import statement, write_json
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.planted import FALSE, SLIPS, TRUE
@@ -43,10 +44,10 @@ class Trial:
     note: str
 
 
-def trial(claim: Claim, false: bool, seed: int) -> Trial:
-    """Attack one statement at default effort."""
+def trial(claim: Claim, false: bool, seed: int, budget: Budget = BUDGETS["default"]) -> Trial:
+    """Attack one statement, at default effort unless told otherwise."""
     begin = time.process_time()
-    result = search(claim, seed=seed)
+    result = search(claim, seed=seed, budget=budget)
     seconds = time.process_time() - begin
     return Trial(claim.id, false, seed, result.refuted, round(seconds, 3), result.best_ratio, result.note)
 
@@ -84,7 +85,7 @@ def measure(
     Returns: the record, as in ``data/power.schema.json``.
     """
     content = fingerprint()
-    done = _finished(path, content, seeds) if resume else {}
+    done = finished(path, content, seeds) if resume else {}
     for seed in done:
         if on_done is not None:
             on_done(seed)
@@ -122,11 +123,17 @@ def _row(group: list[Trial]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finished(path: Path, content: str, seeds: int) -> dict[int, list[Trial]]:
-    """The trials in an earlier record, if it is about the same statements; nothing otherwise."""
+def finished(path: Path, content: str, seeds: int) -> dict[int, list[Trial]]:
+    """The trials of the first ``seeds`` seeds in an earlier record, by seed; none if it is about other statements.
+
+    Raises:
+        ValueError: if the file is no such record.
+    """
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(earlier, dict) or "fingerprint" not in earlier:
+        raise ValueError("expected a measurement written by opdtheory power")
     if earlier["fingerprint"] != content:
         return {}
     done: dict[int, list[Trial]] = {seed: [] for seed in earlier["seeds"] if seed < seeds}
