@@ -60,6 +60,24 @@ def test_losses_without_gradient():
     assert ROWS["gradient of k1 used as a loss"]["target"] > 0.1
 
 
+def test_generalised_jsd_jumps_to_kl_at_both_ends():
+    for beta, kl in ((0, d.kl(Q, P)), (1, d.kl(P, Q))):
+        row = ROWS[f"generalised JSD at β = {beta}"]
+        assert close(row["expectation"], kl, FLOAT64) and close(row["target"], 0.0)
+        # approaching the end the divergence does tend to 0
+        near = [d.jsd(P, Q, abs(beta - eps)) for eps in (1e-2, 1e-4, 1e-6)]
+        assert near[0] > 50 * near[1] > 2500 * near[2] > 0
+
+
+def test_masks_that_judge_something_else_keep_something_else():
+    p, q = estimators.models()["one enormous ratio"]
+    r = q / p  # one token in a hundred at 25, the others at 25/33
+    bounds = ROWS["tokens kept by *_k1 bounds 0.8 to 2"]
+    assert close(bounds["target"], 0.0) and close(bounds["expectation"], 0.99)
+    opsm = ROWS["tokens of A < 0 kept by OPSM, δ = 0.1"]
+    assert close(opsm["expectation"], p[r > 1].sum()) and opsm["target"] > opsm["expectation"]
+
+
 def test_expectations_agree_with_sampling():
     rng = np.random.default_rng(0)
     tokens = rng.choice(4, size=200_000, p=P)

@@ -23,6 +23,7 @@ WRITERS = {
     "pt": files.pt_table,
     "vllm": files.vllm,
     "openai": files.openai,
+    "openai completions": files.openai_completions,
     "sglang": files.sglang,
 }
 

@@ -17,6 +17,8 @@ from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
 from opdtheory.quantities import QUANTITIES
 
+COVERED = 0.99
+"""A number that rests on fewer of the tokens than this says so."""
 _MAXIMA = ("tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max")
 _FROM = {
     "kl_seq": "kl_rollout_train/seq_sum_mean",
@@ -51,6 +53,9 @@ def quantities(
                 if found.kind == "estimate"
                 else "mean over visited contexts"
             )
+            whole = state.sequence_count if "seq" in metric else state.token_count
+            if found.count is not None and found.count < COVERED * whole:
+                labels[name] += f", known for {found.count} of {whole} {'sequences' if 'seq' in metric else 'tokens'}"
     if state.longest:
         values["horizon"], labels["horizon"] = float(state.longest), "longest response seen"
     certified = state.groups.column("certified").sum()
@@ -113,9 +118,11 @@ def bounds(state: State, metrics: dict[str, Metric], settings: Settings) -> dict
             f"rests on the visited maximum of {', '.join(weak)}: a lower value of the bound"
             if weak
             else "estimate"
-            if any(labels.get(n) == "estimate" for n in used)
+            if any(labels.get(n, "").startswith("estimate") for n in used)
             else "from exact divergences of visited contexts"
         )
+        partly = {text.partition(", ")[2] for n in used if "known for" in (text := labels.get(n, ""))}
+        basis = "; ".join([basis, *sorted(partly)])
         kept.append(
             entry
             | {
@@ -177,7 +184,7 @@ def shortcuts(metrics: dict[str, Metric]) -> list[dict[str, Any]]:
             continue
         truth = metrics[exact].value
         for other, what in others:
-            if other in metrics:
+            if other in metrics and _same_data(metrics[exact], metrics[other]):
                 value = metrics[other].value
                 ends = metrics[other].interval
                 inside = ends is not None and ends[0] <= truth <= ends[1]
@@ -193,6 +200,11 @@ def shortcuts(metrics: dict[str, Metric]) -> list[dict[str, Any]]:
                     }
                 )
     return out
+
+
+def _same_data(a: Metric, b: Metric) -> bool:
+    """Whether both come from about the same tokens; where files record different things they may not."""
+    return min(a.count or 0, b.count or 0) >= COVERED * max(a.count or 0, b.count or 0)
 
 
 _SHORTCUTS: dict[str, tuple[tuple[str, str], ...]] = {

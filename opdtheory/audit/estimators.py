@@ -81,7 +81,7 @@ def _pairs(f: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Law, 
     return value
 
 
-GAMMA = 0.9
+GAMMA, OPSM_DELTA = 0.9, 0.1
 _FORWARD, _REVERSE = (lambda p, q: float(d.kl(p, q))), (lambda p, q: float(d.kl(q, p)))
 ESTIMATORS: tuple[Estimator, ...] = (
     Estimator(
@@ -141,7 +141,7 @@ ESTIMATORS: tuple[Estimator, ...] = (
         "rollout_is_mean at cap 2",
         "verl",
         "E[r] = 1",
-        "1 − E[(r − 2)₊]",
+        "1 − E[(r − 2)₊]: what is measured after clipping hides the tail",
         _mean(lambda r: np.minimum(r, 2.0)),
         lambda p, q: 1.0,
         True,
@@ -206,9 +206,35 @@ ESTIMATORS: tuple[Estimator, ...] = (
         "generalised JSD at β = 0",
         "TRL, Liger (code path)",
         "the limit β → 0, which is 0",
-        "the code switches to KL there",
-        _FORWARD,
+        "the code switches to KL(teacher‖student) there",
+        _REVERSE,
         lambda p, q: float(d.jsd(p, q, 0.0)),
+    ),
+    Estimator(
+        "generalised JSD at β = 1",
+        "TRL, Liger (code path)",
+        "the limit β → 1, which is 0",
+        "the code switches to KL(student‖teacher) there",
+        _FORWARD,
+        lambda p, q: float(d.jsd(p, q, 1.0)),
+    ),
+    Estimator(
+        "tokens kept by *_k1 bounds 0.8 to 2",
+        "verl",
+        "P(0.8 ≤ r ≤ 2)",
+        "P(0.8 ≤ 1/r ≤ 2): k1 = −log r is compared with log bounds",
+        _mean(lambda r: ((r <= 1 / 0.8) & (r >= 1 / 2)).astype(float)),
+        _mean(lambda r: ((r >= 0.8) & (r <= 2)).astype(float)),
+        True,
+    ),
+    Estimator(
+        "tokens of A < 0 kept by OPSM, δ = 0.1",
+        "slime",
+        "P(mean of −log r over the answer ≤ 0.1), two tokens",
+        "P(−log r ≤ 0.1): each token is judged alone",
+        _mean(lambda r: (-np.log(r) <= OPSM_DELTA).astype(float)),
+        _pairs(lambda a, b: (-np.log(a * b) / 2 <= OPSM_DELTA).astype(float)),
+        True,
     ),
     Estimator(
         "binary TV of the drawn token",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from opdtheory.audit.conclusions import COVERED
 from opdtheory.audit.metrics import mean_interval
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import LONG_ANSWER, State
@@ -15,7 +16,6 @@ Warning_ = dict[str, Any]
 RATIO_DEFICIT = 1e-3
 LENGTH_CORRELATION = 0.3
 REPEATED = 0.02
-COVERED = 0.99
 
 
 def warnings(state: State, settings: Settings) -> list[Warning_]:

@@ -26,14 +26,14 @@ def _number(value: float) -> str:
 
 
 def histogram(series: Series, label: str, bins: int = 40) -> str:
-    """Distribution of a statistic; the axis is logarithmic where a non-negative one spans more than two
+    """Distribution of a statistic; the axis is logarithmic where a positive one spans more than two
     decades.
     """
     low, high = series.quantile(0.001), series.quantile(0.999)
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return ""
     floor = max(low, high * 1e-8)
-    logarithmic = low >= 0 and high / max(floor, 1e-300) > 100
+    logarithmic = series.quantile(0.05) > 0 and high / max(floor, 1e-300) > 100
     edges = np.geomspace(floor, high, bins + 1) if logarithmic else np.linspace(low, high, bins + 1)
     counts = series.histogram(edges)
     top, room = max(1, int(counts.max())), HEIGHT - BOTTOM - TOP

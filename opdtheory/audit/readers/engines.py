@@ -54,7 +54,7 @@ def sequences(
 
 _SHAPES = {
     "vllm": "token_ids and logprobs=[{token_id: {logprob, rank, decoded_token}}]",
-    "openai": "choices[].logprobs.content[] with token and logprob",
+    "openai": "choices[].logprobs.content[] with token and logprob, or tokens and token_logprobs",
     "sglang": "meta_info.output_token_logprobs as [logprob, id, text]",
 }
 _EXTRA = (
@@ -110,7 +110,9 @@ def _vllm(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _openai(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     for n, choice in enumerate(record["choices"]):
-        content = choice["logprobs"]["content"]
+        content = choice["logprobs"].get("content")
+        if content is None:
+            content = _completions(choice["logprobs"])
         table = _table(
             [
                 [(_text_id(e["token"]), float(e["logprob"])) for e in c.get("top_logprobs") or []]
@@ -123,6 +125,20 @@ def _openai(record: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             "token_texts": [str(c["token"]) for c in content],
         }
         yield flat | table | _beside(choice), f", choices[{n}]"
+
+
+def _completions(logprobs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parallel lists of the older completions interface as the entries of the chat one."""
+    tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
+    tables = logprobs.get("top_logprobs") or [None] * len(tokens)
+    return [
+        {
+            "token": token,
+            "logprob": value,
+            "top_logprobs": [{"token": t, "logprob": v} for t, v in (table or {}).items()],
+        }
+        for token, value, table in zip(tokens, values, tables, strict=True)
+    ]
 
 
 def _text_id(token: str) -> int:
