@@ -40,7 +40,10 @@ def run(
         settings = read_config(config) if config is not None else {}
         for key, path in (("student", student), ("teacher", teacher)):
             if path is not None:
-                settings[key] = {**settings.get(key, {}), "path": path}
+                given = settings.get(key, {})
+                if not isinstance(given, dict):
+                    raise ValueError(f"{config}: {key} is {given!r}, expected a table of its settings")
+                settings[key] = {**given, "path": path}
         if seed is not None:
             settings["seed"] = seed
         record = experiments.run_experiment(experiment, settings, out, resume=resume, quiet=False)

@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,38 +46,66 @@ _REGISTRY: dict[str, Experiment] = {}
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named experiment: what it does, what it needs installed, and its default configuration."""
+    """A named experiment: what it does, what it needs installed, its default configuration, the folders it
+    keeps larger files in, and a check of the configuration that needs no work.
+    """
 
     name: str
     summary: str
     needs: tuple[str, ...]
     defaults: Mapping[str, Any]
     function: Callable[[Run], dict[str, Any]]
+    folders: tuple[str, ...] = ()
+    check: Callable[[Mapping[str, Any]], None] | None = None
 
 
 @dataclass
 class Run:
-    """One execution of an experiment: configuration, output folder, progress and finished parts."""
+    """One execution of an experiment: configuration, output folder, progress and finished parts.
+
+    Nothing is written before the first part or folder is asked for, so that a refusal leaves no trace.
+    """
 
     name: str
     config: Mapping[str, Any]
     out: Path
     resume: bool = False
     quiet: bool = True
+    folders: tuple[str, ...] = ()
     reused: list[str] = field(default_factory=list)
+    begun: bool = False
+
+    def begin(self) -> None:
+        """Say on disk what runs here; what another run left is removed, unless this one resumes it."""
+        if self.begun:
+            return
+        self.begun = True
+        if not self.resume:
+            for name in ("parts", *self.folders):
+                shutil.rmtree(self.out / name, ignore_errors=True)
+        write_json(self.out / "config.json", self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with the parts that it reuses."""
+        return dict(jsonable({"experiment": self.name, "config": self.config}))
 
     def part(self, name: str, compute: Callable[[], T]) -> T:
         """The JSON value of ``compute()``, stored under ``out/parts/name.json`` and reused when resuming."""
+        self.begin()
         path = self.out / "parts" / f"{name}.json"
         if self.resume and path.exists():
             self.reused.append(name)
-            return json.loads(path.read_text())
+            return read_json(path)
         value = jsonable(compute())
         write_json(path, value)
         return value
 
     def folder(self, name: str) -> Path:
-        """A folder below ``out`` for larger files, such as training checkpoints."""
+        """One of the experiment's folders below ``out`` for larger files, such as training checkpoints."""
+        if name not in self.folders:
+            raise ValueError(f"folder {name!r}: {self.name} declares {', '.join(self.folders) or 'none'}")
+        self.begin()
         path = self.out / name
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -98,10 +127,17 @@ class Run:
 
 
 def experiment(
-    name: str, *, summary: str, needs: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    summary: str,
+    needs: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    folders: Sequence[str] = (),
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Callable[[Run], dict[str, Any]]], Callable[[Run], dict[str, Any]]]:
     """Register ``f(run) -> dict`` under ``name``; ``needs`` lists importable modules, ``defaults`` every
-    setting it reads.
+    setting it reads, ``folders`` those it asks the run for; ``check`` raises ValueError for settings that
+    cannot work.
 
     Raises ValueError when the name is taken by another function.
     """
@@ -110,7 +146,9 @@ def experiment(
         known = _REGISTRY.get(name)
         if known is not None and known.function.__qualname__ != function.__qualname__:
             raise ValueError(f"experiment {name!r} is already registered by {known.function.__qualname__}")
-        _REGISTRY[name] = Experiment(name, summary, tuple(needs), dict(defaults or {}), function)
+        _REGISTRY[name] = Experiment(
+            name, summary, tuple(needs), dict(defaults or {}), function, tuple(folders), check
+        )
         return function
 
     return register
@@ -142,8 +180,9 @@ def merged(
 ) -> dict[str, Any]:
     """``defaults`` overridden by ``given``, nested mappings key by key.
 
-    Raises ValueError for a key the defaults do not have and for a mapping given as something else. A default
-    that is an empty mapping accepts any keys.
+    Raises ValueError for a key the defaults do not have, and for a value of another kind than its default:
+    number, text, truth value, list or mapping. A default of None accepts anything, one that is an empty
+    mapping any keys, and ``FLEXIBLE`` names the settings that may be of several kinds.
 
     >>> merged({"seed": 0, "model": {"dtype": "float32"}}, {"model": {"dtype": "bfloat16"}})
     {'seed': 0, 'model': {'dtype': 'bfloat16'}}
@@ -158,8 +197,20 @@ def merged(
                 raise ValueError(f"{where}.{key}: got {value!r}, expected a mapping")
             result[key] = merged(default, value, f"{where}.{key}") if default else dict(value)
         else:
+            kinds = FLEXIBLE.get(key, (_kind(default),))
+            if default is not None and _kind(value) not in kinds:
+                raise ValueError(f"{where}.{key}: got {value!r}, expected {' or '.join(kinds)}")
             result[key] = value
     return result
+
+
+FLEXIBLE = {"prompts": ("a number", "a list"), "drop_layers": ("a list", "a text")}
+"""Settings that may be of more than one kind."""
+
+
+def _kind(value: Any) -> str:
+    kinds: dict[str, Any] = {"true or false": bool, "a number": int | float, "a text": str, "a mapping": Mapping}
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), "a list")
 
 
 def run_experiment(
@@ -180,24 +231,29 @@ def run_experiment(
     if absent:
         raise ValueError(f"experiment {name!r} needs {', '.join(absent)}, not installed here")
     settings = merged(exp.defaults, config)
+    if exp.check is not None:
+        exp.check(settings)
     folder = Path(out) if out is not None else Path("runs") / name
-    identity = jsonable({"experiment": name, "config": settings})
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file; expected a folder for the results")
     stamp = folder / "config.json"
-    if resume and stamp.exists():
-        found = json.loads(stamp.read_text())
-        if found != identity:
+    run = Run(name, settings, folder, resume and stamp.exists(), quiet, exp.folders)
+    if run.resume:
+        found = read_json(stamp)
+        if found != run.identity:
             raise ValueError(
-                f"{stamp}: made with {_difference(found, identity)}; expected the same configuration, "
+                f"{stamp}: made with {_difference(found, run.identity)}; expected the same configuration, "
                 "or a run without --resume"
             )
-    write_json(stamp, identity)
-    spent, clock = (_spent(folder) if resume else 0.0), time.perf_counter()
-    run = Run(name, settings, folder, resume=resume, quiet=quiet)
+    spent, clock = (_spent(folder) if run.resume else 0.0), time.perf_counter()
+    seconds = spent
     try:
         result = exp.function(run)
     finally:
         seconds = round(spent + time.perf_counter() - clock, 2)
-        write_json(folder / "elapsed.json", {"seconds": seconds})
+        if run.begun:
+            write_json(folder / "elapsed.json", {"seconds": seconds})
+    run.begin()
     record = jsonable(
         {
             "schema_version": SCHEMA_VERSION,
@@ -215,6 +271,14 @@ def run_experiment(
     )
     write_json(folder / "record.json", record)
     return record
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ValueError naming the file when it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; expected JSON that this package wrote") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -245,7 +309,7 @@ def jsonable(value: Any) -> Any:
 def _spent(folder: Path) -> float:
     """Seconds that earlier, interrupted runs in this folder took."""
     path = folder / "elapsed.json"
-    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
 
 
 def _versions(needs: Sequence[str]) -> dict[str, str]:

@@ -75,11 +75,79 @@ def test_resuming_with_other_settings_is_refused(toy, tmp_path):
         ({"sed": 1}, "config: unknown key 'sed'; expected one of seed, student"),
         ({"student": {"bit": 1}}, "config.student: unknown key 'bit'"),
         ({"student": "x"}, "config.student: got 'x', expected a mapping"),
+        ({"seed": "x"}, "config.seed: got 'x', expected a number"),
+        ({"seed": True}, "config.seed: got True, expected a number"),
+        ({"student": {"bits": [4]}}, r"config.student.bits: got \[4\], expected a number"),
     ],
 )
 def test_bad_configurations_are_refused(toy, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
-        run_experiment("toy", config, tmp_path)
+        run_experiment("toy", config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_several_kinds_are_named():
+    assert merged({"prompts": 3, "drop_layers": "auto"}, {"prompts": ["x"], "drop_layers": [1]}) == {
+        "prompts": ["x"],
+        "drop_layers": [1],
+    }
+    with pytest.raises(ValueError, match="prompts: got 'x', expected a number or a list"):
+        merged({"prompts": 3}, {"prompts": "x"})
+
+
+def test_a_run_started_afresh_never_reuses_what_another_left(toy, tmp_path):
+    run_experiment("toy", {"seed": 5}, tmp_path)
+    toy["fail_at"] = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment("toy", {"seed": 6}, tmp_path)
+    toy["fail_at"], toy["calls"] = None, []
+    record = run_experiment("toy", {"seed": 6}, tmp_path, resume=True)
+    assert toy["calls"] == [1, 2] and record["values"] == [0, 6, 12]
+    (tmp_path / "config.json").unlink()
+    toy["calls"] = []
+    run_experiment("toy", {"seed": 7}, tmp_path, resume=True)
+    assert toy["calls"] == [0, 1, 2]
+
+
+def test_folders_are_declared_and_cleared_with_the_parts(toy, tmp_path):
+    @experiment("keeper", summary="", folders=["kept"])
+    def keeper(run):
+        (run.folder("kept") / f"{len(list(run.folder('kept').iterdir()))}.txt").touch()
+        return {"files": len(list(run.folder("kept").iterdir()))}
+
+    assert run_experiment("keeper", None, tmp_path)["files"] == 1
+    assert run_experiment("keeper", None, tmp_path, resume=True)["files"] == 2
+    assert run_experiment("keeper", None, tmp_path)["files"] == 1
+
+    @experiment("stray", summary="")
+    def stray(run):
+        return {"path": str(run.folder("elsewhere"))}
+
+    with pytest.raises(ValueError, match="folder 'elsewhere': stray declares none"):
+        run_experiment("stray", None, tmp_path / "stray")
+
+
+def test_a_failed_check_leaves_no_trace(toy, tmp_path):
+    def check(config):
+        raise ValueError("not today")
+
+    @experiment("choosy", summary="", check=check)
+    def choosy(run):
+        raise AssertionError("the check comes first")
+
+    with pytest.raises(ValueError, match="not today"):
+        run_experiment("choosy", None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_and_misplaced_results_are_named(toy, tmp_path):
+    run_experiment("toy", None, tmp_path)
+    (tmp_path / "parts" / "p1.json").write_text("{")
+    with pytest.raises(ValueError, match=r"p1\.json: .*expected JSON that this package wrote"):
+        run_experiment("toy", None, tmp_path, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file: a file; expected a folder"):
+        run_experiment("toy", None, tmp_path / "file")
 
 
 def test_unknown_experiments_and_missing_packages_are_refused(toy, tmp_path):
@@ -156,12 +224,14 @@ def test_the_command_runs_resumes_and_lists(toy, tmp_path):
         (["toy", "--config", "bad.toml"], "bad.toml"),
         (["toy", "--config", "list.json"], "list.json: got list, expected a table"),
         (["toy", "--teacher", "x"], "unknown key 'teacher'"),
+        (["toy", "--config", "text.json", "--student", "x"], "text.json: student is 'y', expected a table"),
     ],
 )
 def test_bad_input_exits_with_two_and_one_line(toy, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.toml").write_text("seed = = 1")
     (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "text.json").write_text('{"student": "y"}')
     result = cli.invoke(app, arguments)
     assert result.exit_code == 2
     assert message in result.output and "Traceback" not in result.output

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from tests.tolerance import EXACT, FLOAT64, LOOSE64, SIGMAS, close
+from tests.tolerance import EXACT, FLOAT32, FLOAT64, LOOSE64, SIGMAS, close
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from opdtheory import masks  # noqa: E402
 from opdtheory.experiments import run_experiment  # noqa: E402
-from opdtheory.harness import counterparts, distill, evidence, improve, mismatch, models, objectives  # noqa: E402
+from opdtheory.harness import (  # noqa: E402
+    counterparts,
+    distill,
+    evidence,
+    improve,
+    mismatch,
+    models,
+    objectives,
+    reports,
+    settings,
+    statistics,
+    twins,
+)
 from opdtheory.tabular import PolicyPair, terminal_reward  # noqa: E402
 from tests.harness_models import make_tiny  # noqa: E402
 
@@ -82,10 +95,10 @@ def test_mismatch_bounds_and_certificates_accompany_each_engine(mismatched):
 
 def test_mismatch_resumes_from_its_arrays(mismatched):
     config, out, record = mismatched
-    times = {p: p.stat().st_mtime_ns for p in out.glob("*.npz")}
+    times = {p: p.stat().st_mtime_ns for p in out.glob("rollouts/*.npz")}
     again = run_experiment("mismatch", config, out, resume=True)
     assert again["results"] == record["results"]
-    assert times == {p: p.stat().st_mtime_ns for p in out.glob("*.npz")} and len(times) == 5
+    assert times == {p: p.stat().st_mtime_ns for p in out.glob("rollouts/*.npz")} and len(times) == 5
 
 
 def test_evidence_estimates_the_exact_quantities():
@@ -187,19 +200,23 @@ def test_gradients_have_the_known_relations(tiny, tmp_path):
     config = {
         "student": {"path": tiny, "drop_layers": [1]},
         "teacher": {"path": tiny},
-        **{"sequences": 60, "block": 16, "max_tokens": 6, "sketch": 64, "prompts": 2},
+        **{"sequences": 64, "block": 16, "max_tokens": 6, "sketch": 64, "prompts": 2},
     }
     record = run_experiment("gradients", config, tmp_path)
-    assert record["sequences"] == 60 and record["tokens"] <= 60 * 6
+    assert record["sequences"] == 64 and record["blocks"] == 4 and record["tokens"] <= 64 * 6
     e = record["estimators"]
     assert (
         e["togo"]["bias2"]["value"] == 0
         and e["immediate"]["variance"]["value"] < e["togo"]["variance"]["value"]
     )
-    for name in ("total", "expected"):
-        low, high = e[name]["bias2"]["interval"]
-        half = (high - low) / 2
-        assert abs(e[name]["bias2"]["value"]) < SIGMAS / 1.96 * half
+    for name, form in e.items():
+        low, high = form["bias2_plain"]["interval"]
+        half = (high - low) / 2 / 1.96
+        assert abs(form["bias2_plain"]["value"] - form["bias2"]["value"]) <= SIGMAS * half, name
+        assert form["unbiased"] == (form["bias2"] == {"value": 0.0, "interval": [0.0, 0.0]}), name
+    # the quiet samples tell the bias far better than differences of the forms do
+    widths = [np.ptp(e["immediate"][k]["interval"]) for k in ("bias2", "bias2_plain")]
+    assert 0 < 5 * widths[0] < widths[1]
     for t in record["topd"]:
         if t["alpha"] < 1:
             assert t["reward_second_moment_exact_max"] <= t["sharp_constant"]
@@ -209,7 +226,8 @@ def test_gradients_have_the_known_relations(tiny, tmp_path):
     files[2].unlink()
     again = run_experiment("gradients", config, tmp_path, resume=True)
     assert again["estimators"] == record["estimators"]
-    forms = {x["form"]: x for x in record["tabular"]}
+    forms = {x["form"]: x for x in record["tabular"]["forms"]}
+    assert set(forms) == set(e) and len(record["tabular"]["topd"]) == len(record["topd"])
     assert forms["immediate"]["variance"] < forms["togo"]["variance"] and forms["expected"]["bias2"] == 0
 
 
@@ -217,7 +235,7 @@ IMPROVE = {
     "rollout": {"kind": "torch", "kv_bits": 4},
     "prompts": 4,
     "evaluation_prompts": 5,
-    "group": 3,
+    "group": 6,
     "train": "all",
 }
 
@@ -284,7 +302,18 @@ def test_the_update_uses_the_unified_weights(tiny):
     [
         ("mismatch", {"scenarios": ["vllm vs fp64"]}, r"scenarios: unknown \['vllm vs fp64'\]"),
         ("distill", {"methods": ["magic"]}, r"methods: unknown \['magic'\]"),
-        ("distill", {"steps": 0}, "expected at least 1"),
+        ("distill", {"steps": 0}, "steps 0: expected a whole number, at least 1"),
+        ("distill", {"steps": 1.5}, "steps 1.5"),
+        ("distill", {"alpha": 1.5}, "alpha 1.5: expected a number from 0 to 1"),
+        ("gradients", {"sequences": 20, "block": 8}, "expected at least 3 whole blocks"),
+        ("gradients", {"alphas": [0.1, 2]}, r"alphas \[2\]"),
+        ("mismatch", {"prompts": "hello"}, "config.prompts: got 'hello', expected a number or a list"),
+        ("mismatch", {"prompts": ["hello", 3]}, r"prompts\[1\] 3: expected a text or a list of token ids"),
+        ("mismatch", {"prompts": 17}, r"17 prompts: expected 1\.\.16"),
+        ("mismatch", {"chunk": 0}, "chunk 0"),
+        ("mismatch", {"seed": -1}, "seed -1"),
+        ("mismatch", {"max_tokens": 300}, "longer than the context"),
+        ("improve", {"max_tokens": 250, "rollout": {"kind": "torch"}}, "longer than the context"),
         ("distill", {"evaluation_prompts": 16}, "evaluation_prompts 16"),
         ("distill", {"train": "head", "methods": ["immediate"]}, "train 'head'"),
         ("improve", {"methods": ["magic"]}, "methods: unknown"),
@@ -299,7 +328,8 @@ def test_bad_settings_are_refused(tiny, tmp_path, name, config, message):
     if name in ("distill", "gradients"):
         model["teacher"] = {"path": tiny}
     with pytest.raises(ValueError, match=message):
-        run_experiment(name, {**model, **config}, tmp_path)
+        run_experiment(name, {**model, **config}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_teacher_and_student_must_share_their_vocabulary(tiny, tmp_path):
@@ -312,7 +342,7 @@ def test_teacher_and_student_must_share_their_vocabulary(tiny, tmp_path):
 def test_llama_cpp_is_refused_for_models_it_cannot_run(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"GGUF|xllamacpp"):
         run_experiment("improve", {"student": {"path": tiny}}, tmp_path)
-    engines = mismatch.Engines({"path": None, "drop_layers": [1]}, 8)
+    engines = mismatch.Engines({"path": None, "drop_layers": [1]})
     assert "drop_layers" in (engines.unavailable({"kind": "llamacpp"}) or "drop_layers (engine missing)")
 
 
@@ -325,11 +355,82 @@ def test_records_are_plain_json_with_report_sections(mismatched):
     assert record["report"]["figures"][0]["values"]
 
 
+def test_truncated_sampling_is_judged_by_what_was_really_sampled(tiny, tmp_path):
+    config = {"student": {"path": tiny}, "max_tokens": 8, "prompts": 4, "samples": 2, "temperature": 0.8, "top_p": 0.7,
+              "scenarios": ["fp32 decode vs fp32 prefill"]}  # fmt: skip
+    record = run_experiment("mismatch", config, tmp_path)
+    r = record["results"]["fp32 decode vs fp32 prefill"]
+    m, e = r["metrics"], r["estimators"]
+    # the trainer keeps the mass that the sampler cut away: one minus TV is what they share
+    assert r["replay_drift"] == 0 and m["kl_train_rollout/mean"] == "inf"
+    assert 0.7 <= e["mean ratio"]["expected"] < 0.95 and close(m["tv/mean"], 1 - e["mean ratio"]["expected"], FLOAT32)
+    assert abs(e["k3"]["mean"] - e["k3"]["expected"]) <= SIGMAS * e["k3"]["standard_error"] + FLOAT32
+    assert e["k3"]["expected"] < e["k3"]["exact"]
+    assert r["settings"]["top_p"] == 0.7 and r["settings"]["temperature"] == 0.8
+    certificate = next(c for c in r["evidence"]["certificates"] if c["name"] == "tv_seq")
+    assert certificate["estimate"] > 0.3
+
+
+def test_statistics_of_every_response_are_the_exact_quantities():
+    tree, mu, pi = counterparts.policies(0.05, seed=3)
+    pair = PolicyPair(tree, mu, pi, counterparts.reward_of(tree))
+    arrays = counterparts.responses(mu, pi)
+    found, horizon = statistics.metrics(arrays), counterparts.HORIZON
+    assert close(arrays["weight"].sum(), 1) and close(arrays["weight"] @ arrays["rewards"], pair.J_behavior)
+    assert close(found["tv/seq_sum_mean"], pair.tv_sum) and close(found["tv/max"], pair.tv_max)
+    assert close(found["kl_rollout_train/seq_sum_mean"], pair.kl_seq)
+    assert close(found["kl_rollout_train/mean"] * horizon, pair.kl_seq)
+    e = statistics.estimators(arrays)
+    assert close(e["k1"]["mean"] * horizon, pair.kl_seq) and close(e["k3"]["mean"] * horizon, pair.k3_sum)
+    assert close(e["mean ratio"]["mean"], 1)
+    certified = counterparts.certified(arrays)
+    assert close(certified["tv_seq"], pair.tv_seq)
+    assert certified["return_truncated"] <= float(pair.J_target)
+    for name in ("improvement_truncated", "improvement_log", "improvement_masked"):
+        assert certified[name] <= float(pair.improvement)
+
+
+def test_a_weight_counts_as_repetition():
+    _, mu, pi = counterparts.policies(0.05, seed=1)
+    arrays = {k: v[:40] for k, v in counterparts.responses(mu, pi).items()}
+    weight = np.arange(40) % 3 + 1
+    repeated = {k: np.repeat(v, weight, axis=0) for k, v in arrays.items() if k != "weight"}
+    weighted = {**arrays, "weight": weight.astype(float)}
+    for f in (statistics.metrics, statistics.mask_rates):
+        found, expected = json.dumps(f(weighted)), json.dumps(f(repeated))
+        assert close(*(re.findall(r"[\d.e-]+(?=[,}])", x) for x in (found, expected))), f
+    means = [{n: e["mean"] for n, e in statistics.estimators(x).items()} for x in (weighted, repeated)]
+    assert close(list(means[0].values()), list(means[1].values()))
+
+
+def test_tabular_twins_meet_the_measured_number_and_keep_their_promises():
+    config = {**settings.DISTILL, "steps": 6}
+    found = twins.distillation(["immediate", "topd", "tropd", "full-fkl"], config, 1.4, 0.7)
+    curve = found["curves"]["immediate"]["kl_on_policy"]
+    assert close(curve[0], 1.4) and close(curve[-1] / curve[0], 0.7, LOOSE64) and len(curve) == 7
+    assert set(found["curves"]) == {"immediate", "topd", "tropd"}
+    step = twins.improvement("ppo", 8, 0.4, 0)
+    assert close(step["quantities"]["kl_seq"], 0.4, LOOSE64)
+    assert step["improvement"] < step["surrogate"] and step["improvement"] > 0
+    assert all(step["certified"][n] <= step["improvement"] for n in step["certified"] if n.startswith("improvement"))
+    none = twins.improvement("none", 8, 0.4, 0)
+    assert close(none["quantities"]["kl_seq"], 0.4, LOOSE64)
+
+
+def test_promises_are_kept_broken_open_or_vacuous():
+    assert reports.verdict(0.1, 0.2, 0.3, 0.5) == "kept"
+    assert reports.verdict(0.1, -0.2, 0.05, 0.5) == "broken"
+    assert reports.verdict(0.1, 0.0, 0.3, 0.5) == "open"
+    assert reports.verdict(-0.5, 0.0, 0.3, 0.5) == "vacuous"
+
+
 def test_counterparts_keep_the_theory():
     found = counterparts.step(0.01)
     bounds = {b["id"]: b["value"] for b in found["bounds"] if b["target"] == "surrogate_error"}
     assert abs(found["error"]) <= found["error_sup"] <= min(bounds.values())
     assert close(found["improvement"] - found["surrogate"], found["error"])
+    for row in counterparts.topd(0.5, [0.1, 0.5]):
+        assert 0 < row["variance"] <= row["second_moment"] <= row["sharp_bound"] <= row["printed_bound"]
     steps = counterparts.contraction(0.5, 0.2, 5)
     assert all(s["token_mixed_factor"] <= s["token_law_factor"] for s in steps)
     assert all(close(s["state_mixed"], 0.8 ** s["step"]) for s in steps)

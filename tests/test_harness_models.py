@@ -13,7 +13,7 @@ from tests.tolerance import EXACT, FLOAT32, FLOAT64, close
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from opdtheory.harness import llamacpp, models, tasks  # noqa: E402
+from opdtheory.harness import llamacpp, models, settings, tasks  # noqa: E402
 from opdtheory.harness.forward import hidden_states  # noqa: E402
 from tests.harness_models import make_tiny  # noqa: E402
 
@@ -99,6 +99,9 @@ def test_rounding_keeps_zero_blocks():
         ({"layers": 3}, "model: unknown key 'layers'"),
         ({"device": "gpu"}, "device 'gpu'"),
         ({"path": "/nowhere/model"}, "no such file or folder"),
+        ({"device": "mps"}, "device 'mps': expected cpu, cuda"),
+        ({"device_map": "nonsense"}, "device 'nonsense': expected cpu, cuda"),
+        ({"device_map": 3}, "device_map 3: expected auto"),
     ],
 )
 def test_bad_model_descriptions_are_refused(folder, spec, message):
@@ -110,6 +113,61 @@ def test_bad_model_descriptions_are_refused(folder, spec, message):
 def test_a_gpu_that_is_not_there_is_refused_before_loading():
     with pytest.raises(ValueError, match="no CUDA GPU is available"):
         models.load("/nowhere/model", device="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("device_map", ["cuda", {"": 0}, {"model": "cpu", "lm_head": "cuda:1"}])
+def test_a_device_map_may_only_name_gpus_that_are_there(folder, device_map):
+    spec = {**settings.SPEC, "path": str(folder), "device_map": device_map}
+    with pytest.raises(ValueError, match=r"student: device 'cuda.* no CUDA GPU is available"):
+        models.check_spec(spec, "student")
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
+def test_placing_a_model_by_a_device_map_changes_nothing(folder, device_map):
+    placed = models.load(folder, device_map=device_map)
+    assert close(logits(placed), logits(models.load(folder)), EXACT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drop_layers": "some"}, "drop_layers 'some'"),
+        ({"drop_layers": [1.5]}, r"drop_layers \[1.5\]"),
+        ({"noise": -1.0}, "noise -1.0"),
+        ({"weight_bits": 40}, "weight_bits 40"),
+        ({"hint": 3}, "hint 3: expected a text"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+    ],
+)
+def test_descriptions_are_checked_without_loading(folder, change, message):
+    with pytest.raises(ValueError, match=f"teacher: {message}"):
+        models.check_spec({**settings.SPEC, "path": str(folder), **change}, "teacher")
+
+
+def test_damaged_models_are_refused_in_one_line(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    whole = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    partial = shutil.copytree(folder, tmp_path / "partial")
+    weights = load_file(partial / "model.safetensors")
+    removed = next(k for k in weights if "layers.1" in k and "up_proj" in k)
+    save_file({k: v for k, v in weights.items() if k != removed}, partial / "model.safetensors", {"format": "pt"})
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"junk")
+    for path, message in ((damaged, "cannot be loaded"), (partial, f"1 weights are missing, .* {removed}"), (junk, "junk")):
+        with pytest.raises(ValueError, match=message) as caught:
+            models.load(path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_ids_cannot_carry_a_privileged_context(folder):
+    told = models.load(folder, hint="H")
+    with pytest.raises(ValueError, match=r"prompt 1 is token ids, but .* a system text or hint"):
+        tasks.encode_prompts(told, ["Hi", [5, 6]])
+    assert tasks.encode_prompts(models.load(folder), [[5, 6]]) == [[5, 6]]
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):

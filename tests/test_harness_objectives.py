@@ -10,7 +10,7 @@ from tests.tolerance import EXACT, FLOAT64, LOOSE64, SIGMAS, close
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from opdtheory.harness import models, moments  # noqa: E402
+from opdtheory.harness import gradients, models, moments  # noqa: E402
 from opdtheory.harness import objectives as ob  # noqa: E402
 from opdtheory.harness.gradients import Sketch, token_scores  # noqa: E402
 from tests.harness_models import make_tiny  # noqa: E402
@@ -186,25 +186,38 @@ def test_moments_equal_their_naive_twins():
     assert close(found[0], naive_cross(a, b))
     for i in range(7):
         assert close(found[i + 1], naive_cross(np.delete(a, i, 0), np.delete(b, i, 0)))
-    variance = moments.spread(a)
-    assert close(variance[0], np.trace(np.cov(a.T)))
-    assert close(variance[3], np.trace(np.cov(np.delete(a, 2, 0).T)))
+    block = np.array([3, 3, 1, 1, 1, 8, 8])
+    means = moments.block_means(a, block)
+    assert close(means, [a[2:5].mean(0), a[:2].mean(0), a[5:].mean(0)])
+    second = moments.second_moment(a, block)
+    assert close(second[0], (a**2).sum(1).mean())
+    assert close(second[1], (np.delete(a, [2, 3, 4], 0) ** 2).sum(1).mean())
 
 
 def test_bias_variance_and_mse_of_known_estimators():
     random = np.random.default_rng(1)
     n, k = 4000, 5
-    reference = random.normal(size=(n, k)) + np.array([1.0, 0, 0, 0, 0])
-    shifted = 0.5 * random.normal(size=(n, k)) + np.array([1.0, 0.3, 0, 0, 0])
-    found = moments.compare_estimators(shifted, reference, [1, 100])
-    truth = {"bias2": 0.09, "variance": 1.25, "mean2": 1.09, "cosine": 1 / np.sqrt(1.09)}
+    block, noise = np.arange(n) // 4, random.normal(size=(n, k))
+    quiet_reference = 0.1 * noise + np.array([1.0, 0, 0, 0, 0])
+    quiet = 0.1 * noise + 0.05 * random.normal(size=(n, k)) + np.array([1.0, 0.3, 0, 0, 0])
+    samples = quiet + 0.5 * random.normal(size=(n, k))
+    reference = quiet_reference + random.normal(size=(n, k))
+    found = moments.compare_estimators(samples, quiet, quiet_reference, block, [1, 100])
+    variance = k * (0.1**2 + 0.05**2 + 0.5**2)
+    truth = {"bias2": 0.09, "variance": variance, "mean2": 1.09, "cosine": 1 / np.sqrt(1.09)}
     for name, value in truth.items():
         estimate = getattr(found, name)
         assert abs(estimate.value - value) < SIGMAS * estimate.error, name
         assert estimate.error < 0.2 * abs(value)
-    assert abs(found.mse[100].value - (0.09 + 0.0125)) < SIGMAS * found.mse[100].error
-    assert close(moments.crossover(0.09, 1.25, 5.0), 3.75 / 0.09)
-    assert moments.crossover(0.1, 6.0, 5.0) == 0 and moments.crossover(0.0, 1.0, 5.0) == np.inf
+    mse = found.mse[100]
+    assert abs(mse.value - (0.09 + variance / 100)) < SIGMAS * mse.error
+    difference = quiet - quiet_reference
+    upto = moments.crossover(samples, reference, difference, block)
+    assert abs(upto.value - (k * 1.01 - variance) / 0.09) < SIGMAS * upto.error
+    assert moments.crossover(reference, samples, difference, block).value == 0
+    assert moments.crossover(samples, reference, difference, block, unbiased=True).value == np.inf
+    centred = difference - np.array([0, 0.3, 0, 0, 0])
+    assert moments.crossover(samples, reference, centred - centred.mean(0), block) is None
 
 
 def test_the_bias_of_an_unbiased_estimator_is_centred_on_zero():
@@ -229,15 +242,58 @@ def test_sketched_scores_sum_to_the_gradient_and_keep_lengths(pair, space):
     student.module.requires_grad_(False)
     sketch = Sketch(student, space, 4096, 0)
     scored = ob.score(student, teacher, [[5, 6]], [[9, 10, 11]])
-    scores, lengths = token_scores(student, scored, sketch, 5)
+    config = {"max_tokens": 5, "chunk": 2}
+    scores, lengths, exact = token_scores(student, teacher, scored, sketch, config)
     assert scores.shape == (1, 5, 4096) and not scores[0, 3:].any()
     states = ob.hidden_states(student, [[5, 6]], [[9, 10, 11]])
     log_p = torch.log_softmax(student.head(states), -1).gather(-1, scored.tokens[..., None]).sum()
-    whole, _ = sketch(torch.autograd.grad(log_p, sketch.parameters))
-    assert close(scores[0].sum(0), whole, 1e3 * LOOSE64)
-    ratio = (scores[0, :3].astype(float) ** 2).sum(-1) / lengths[0, :3]
-    assert (np.abs(ratio - 1) < SIGMAS * np.sqrt(2 / 4096)).all()
+    parts = torch.autograd.grad(log_p, sketch.parameters)
+    whole, length2 = sketch(parts)
+    assert close(scores[0].sum(0), whole, 1e3 * LOOSE64) and (lengths[0, :3] > 0).all()
+    # independent signs: the squared length is unbiased, and its variance is known from what shares a bucket
+    entries = [g if a is None else g @ a.to(g) for g, a in zip(parts, sketch.adapters or [None] * 99, strict=False)]
+    energy, fourth = np.zeros(4096), 0.0
+    for g in entries:
+        g2 = (g.reshape(-1) ** 2).numpy()
+        np.add.at(energy, np.arange(len(g2)) % 4096, g2)
+        fourth += (g2**2).sum()
+    assert close(length2, energy.sum(), 1e3 * LOOSE64)
+    error = np.sqrt(2 * ((energy**2).sum() - fourth))
+    assert abs(float(whole @ whole) - length2) < SIGMAS * error
+    p, q = (torch.softmax(m.head(ob.hidden_states(m, [[5, 6]], [[9, 10, 11]])), -1) for m in (student, teacher))
+    kl = (p * (p / q.detach()).log()).sum()
+    assert close(exact[0], -sketch(torch.autograd.grad(kl, sketch.parameters))[0], 1e3 * LOOSE64)
     models.trainable(folder_student, "all")
+
+
+def test_the_mean_of_the_immediate_form_is_its_sum_over_every_token(pair):
+    student, teacher = pair
+    student.module.requires_grad_(False)
+    sketch = Sketch(student, "last:1", 64, 0)
+    every = [[t] for t in range(student.vocab)]
+    scored = ob.score(student, teacher, [[5, 6]] * len(every), every)
+    config = {"max_tokens": 1, "chunk": 1}
+    scores, _, exact = token_scores(student, teacher, scored, sketch, config)
+    weight = scored.student.exp() * (scored.teacher - scored.student)
+    assert close(exact[0], np.einsum("nt,ntk->k", weight.numpy(), scores), 1e3 * LOOSE64)
+    assert np.abs(exact[0]).max() > LOOSE64
+    models.trainable(student, "all")
+
+
+def test_quiet_samples_have_the_mean_of_their_form():
+    # one position after a coin whose score is ±1; later KL depends on the coin, so λ shows in the mean
+    random = np.random.default_rng(0)
+    n, coin = 40000, random.integers(2, size=40000)
+    arrays = {
+        "mask": np.ones((n, 2)), "kl": np.stack([np.ones(n), 1.0 + coin + random.normal(size=n)], 1),
+        "scores": np.stack([2.0 * coin - 1, np.zeros(n)], 1)[..., None], "immediate_mean": np.full((n, 1), 0.25),
+        "block": np.arange(n) // 8,
+    }  # fmt: skip
+    for lam in (0.0, 0.5, 1.0):
+        found = gradients.quiet(arrays, lam)[:, 0]
+        error = found.std() / np.sqrt(n)
+        assert abs(found.mean() - (0.25 - lam / 2)) <= SIGMAS * error + EXACT
+        assert error < 0.01
 
 
 def test_a_bad_subspace_is_refused(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,25 +12,31 @@ import torch
 from .. import divergences
 from .engines import Engine, paired
 from .forward import Ids
+from .rollouts import Sampler
 
 STATISTICS = (
     "log_p", "log_q", "entropy_p", "entropy_q", "tv", "kl_pq", "kl_qp", "chi2_qp", "jsd", "hellinger2",
-    "max_log_ratio",
+    "max_log_ratio", "mean_ratio",
 )  # fmt: skip
 """Per-token results, all (B, T): log-probabilities of the given tokens, entropies, KL(p‖q), KL(q‖p), χ²(q‖p),
-…
+…, and E_p[q/p], which is q's mass on the support of p.
 """
 
 
 def pair_statistics(
-    p_logits: torch.Tensor, q_logits: torch.Tensor, tokens: torch.Tensor
+    p_logits: torch.Tensor,
+    q_logits: torch.Tensor,
+    tokens: torch.Tensor,
+    sampler: Sampler = Sampler(),  # noqa: B008  frozen
 ) -> dict[str, torch.Tensor]:
     """Every entry of ``STATISTICS`` for logits (…, V) and tokens (…), computed in float64.
 
-    ``max_log_ratio`` is max over the vocabulary of |log q − log p|.
+    p is what ``sampler`` makes of its logits, q is read at the sampler's temperature and never truncated;
+    where p has no mass but q has, the divergences of q from p are inf. ``max_log_ratio`` is max over the
+    vocabulary of |log q − log p|.
     """
-    log_p = torch.log_softmax(p_logits.double(), -1)
-    log_q = torch.log_softmax(q_logits.double(), -1)
+    log_p = sampler.log_probs(p_logits)
+    log_q = torch.log_softmax(q_logits.double() / sampler.temperature, -1)
     p, q = log_p.exp(), log_q.exp()
     chosen = tokens.to(log_p.device)[..., None]
     return {
@@ -44,6 +51,7 @@ def pair_statistics(
         "jsd": divergences.jsd(p, q),
         "hellinger2": divergences.hellinger2(p, q),
         "max_log_ratio": (log_q - log_p).abs().amax(-1),
+        "mean_ratio": torch.where(p > 0, q, torch.zeros_like(q)).sum(-1),
     }
 
 
@@ -64,7 +72,16 @@ def gather_blocks(
 
 
 def compare(
-    rollout: Engine, train: Engine, prompts: Ids, responses: Ids, tokens: np.ndarray, chunk: int
+    rollout: Engine,
+    train: Engine,
+    prompts: Ids,
+    responses: Ids,
+    tokens: np.ndarray,
+    chunk: int,
+    sampler: Sampler = Sampler(),  # noqa: B008  frozen
 ) -> dict[str, Any]:
-    """Per-token statistics (B, T) with p the rollout engine's policy and q the trainer's, both untempered."""
-    return gather_blocks(paired(rollout, train, prompts, responses, chunk), tokens)
+    """Per-token statistics (B, T) with p what ``sampler`` draws from the rollout engine and q the trainer's
+    policy at the same temperature.
+    """
+    measure = partial(pair_statistics, sampler=sampler)
+    return gather_blocks(paired(rollout, train, prompts, responses, chunk), tokens, measure)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..experiments import Run, atomic
-from . import counterparts, models, reports, tasks
+from . import counterparts, models, reports, tasks, twins
 from .engines import TorchEngine
 from .forward import hidden_states
 from .objectives import (
@@ -31,17 +31,12 @@ from .objectives import (
     token_advantages,
     token_rewards,
 )
-from .rollouts import Sampler, uniforms
+from .rollouts import Sampler, stream, uniforms
 
 
 def distill(run: Run) -> dict[str, Any]:
     """Train a fresh student with each method of the configuration and compare the curves."""
     config = run.config
-    unknown = [m for m in config["methods"] if m not in METHODS]
-    if unknown:
-        raise ValueError(f"methods: unknown {unknown}; expected some of {list(METHODS)}")
-    if config["steps"] < 1 or config["group"] < 1 or config["prompts_per_step"] < 1:
-        raise ValueError("steps, group, prompts_per_step: expected at least 1 each")
     teacher = models.build(config["teacher"])
     student = models.build(config["student"])
     models.check_pair(student, teacher)
@@ -54,14 +49,30 @@ def distill(run: Run) -> dict[str, Any]:
     for name in run.track(config["methods"], "distill"):
         curves[name] = run.part(name, partial(_train, run, name, teacher))
     summary = {name: summarise(curve, config) for name, curve in curves.items()}
-    kl = next(iter(curves.values()))[0]["kl_on_policy"] if curves else 0.0
-    exact = counterparts.contraction(kl, config["alpha"], config["steps"], config["seed"]) if kl > 0 else []
+    exact = _tabular(config, summary)
     return {
         "curves": curves,
         "summary": summary,
         "tabular": exact,
         "report": reports.distill(curves, summary, exact, config),
     }
+
+
+def _tabular(config: Mapping[str, Any], summary: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Exact proximal steps and exact runs of the methods from the measured KL per token."""
+    first = summary.get("full-rkl", next(iter(summary.values())))
+    kl = first["kl_on_policy_first"]
+    if kl <= SMALLEST:
+        return {"proximal": [], "runs": {}}
+    share = min(first["kl_on_policy_last"] / kl, 1.0)
+    return {
+        "proximal": counterparts.contraction(kl, config["alpha"], config["steps"], config["seed"]),
+        "runs": twins.distillation(config["methods"], config, kl, share),
+    }
+
+
+SMALLEST = 1e-9
+"""KL per token below which student and teacher are the same, and there is nothing to repeat."""
 
 
 @dataclass
@@ -113,10 +124,8 @@ def _train(run: Run, name: str, teacher: models.LanguageModel) -> list[dict[str,
 def _task(config: Mapping[str, Any], student: models.LanguageModel, teacher: models.LanguageModel) -> _Task:
     texts = tasks.general(len(tasks.GENERAL))
     held = config["evaluation_prompts"]
-    if not 1 <= held < len(texts):
-        raise ValueError(f"evaluation_prompts {held}: expected 1..{len(texts) - 1}")
     ours, theirs = [student.encode(t) for t in texts], [teacher.encode(t) for t in texts]
-    sampler = Sampler(max_tokens=config["evaluation_tokens"], seed=config["seed"] + 10_000)
+    sampler = Sampler(max_tokens=config["evaluation_tokens"], seed=stream(config["seed"], "evaluation"))
     responses = TorchEngine(teacher).generate(theirs[-held:], sampler).responses
     with torch.no_grad():
         states = hidden_states(teacher, theirs[-held:], responses)
@@ -136,7 +145,7 @@ def _step(
 ) -> dict[str, float]:
     """One rollout batch and its updates; what is recorded is measured on the rollouts, before the update."""
     scored, group = _rollout(step, objective, student, teacher, task, config, settings)
-    uniform = torch.from_numpy(uniforms(config["seed"] + 7, step, scored.tokens.numel())).reshape(
+    uniform = torch.from_numpy(uniforms(stream(config["seed"], "gate"), step, scored.tokens.numel())).reshape(
         scored.tokens.shape
     )
     reward = token_rewards(objective, scored, settings, uniform)
@@ -178,12 +187,12 @@ def _rollout(
     picked = [(step * count + i) % len(task.student_prompts) for i in range(count)]
     ours = [task.student_prompts[i] for i in picked for _ in range(group)]
     theirs = [task.teacher_prompts[i] for i in picked for _ in range(group)]
-    seed = config["seed"] + 1000 * (step + 1)
     prefixes: list[list[int]] = [[] for _ in ours]
     if objective.guidance and (length := guided_length(step, config["steps"], config["guided_tokens"])):
-        led = TorchEngine(teacher).generate(theirs, Sampler(max_tokens=length, seed=seed + 1)).responses
+        guide = Sampler(max_tokens=length, seed=stream(config["seed"], "guidance", step))
+        led = TorchEngine(teacher).generate(theirs, guide).responses
         prefixes = [r[:-1] if r[-1:] == [teacher.eos] else r for r in led]
-    sampler = Sampler(max_tokens=config["max_tokens"], seed=seed)
+    sampler = Sampler(max_tokens=config["max_tokens"], seed=stream(config["seed"], "rollouts", step))
     drawn = (
         TorchEngine(student).generate([p + x for p, x in zip(ours, prefixes, strict=True)], sampler).responses
     )

@@ -17,6 +17,8 @@ from .. import calculator, confidence, divergences, masks
 from ..quantities import QUANTITIES
 
 MAXIMA = ("tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max")
+TARGETS = ("surrogate_error", "improvement", "improvement_lower", "improvement_upper")
+"""What a bound may speak of: |ΔJ − L|, |ΔJ|, or ΔJ from below or above."""
 
 
 def clustered(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
@@ -27,7 +29,7 @@ def clustered(values: np.ndarray, group: np.ndarray) -> tuple[float, float]:
     """
     labels, inverse = np.unique(group, return_inverse=True)
     means = np.bincount(inverse, values) / np.bincount(inverse)
-    if len(labels) < 2:
+    if len(labels) < 2 or not np.isfinite(means).all():
         return float(means.mean()), float("inf")
     return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(labels)))
 
@@ -55,12 +57,14 @@ def sequence_terms(
     drift = np.expm1(log_ratio).sum(1)
     k3 = divergences.k3_from_log_ratio(log_ratio).sum(1)
     before = np.exp(np.cumsum(log_ratio, 1) - log_ratio)
+    # χ² is inf where μ was truncated; a weight that has not moved yet still counts nothing
+    moved = mask & (before != 1)
     return {
         "reward": rewards,
         "kl_seq": np.where(mask, arrays["kl"], 0.0).sum(1),
         "reverse_kl_sum": np.where(mask, arrays["reverse_kl"], 0.0).sum(1),
         "tv_sum": np.where(mask, arrays["tv"], 0.0).sum(1),
-        "ratio_martingale": np.where(mask, (before - 1) ** 2 * arrays["chi2"], 0.0).sum(1),
+        "ratio_martingale": np.where(moved, (before - 1) ** 2 * np.where(moved, arrays["chi2"], 0.0), 0.0).sum(1),
         "surrogate": (rewards - others_mean(rewards, group)) * drift,
         "improvement_weighted": rewards * np.expm1(log_w),
         "reward_log_w": rewards * log_w,
@@ -127,7 +131,7 @@ def evidence(
                 "kind": "lower" if set(b["needs"]) & set(MAXIMA) else "estimate",
             }
             for b in report["bounds"]
-            if b["target"] in ("surrogate_error", "improvement", "improvement_lower", "improvement_upper")
+            if b["target"] in TARGETS
         ],
         "certificates": [
             c.to_dict()

@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from ..experiments import Run, experiment
 from . import settings
 
 NEEDS = ("torch", "transformers")
+EXPERIMENTS: dict[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {
+    "mismatch": (
+        "rollout engine against training forward: divergences, estimators, masks, bounds, certificates",
+        settings.MISMATCH,
+        ("rollouts",),
+    ),
+    "gradients": (
+        "bias, variance, cosine, MSE of distillation gradients on a real student; TOP-D and its bounds",
+        settings.GRADIENTS,
+        ("blocks",),
+    ),
+    "distill": (
+        "on-policy distillation of a real student: advantage forms, TOP-D, TrOPD, full divergences",
+        settings.DISTILL,
+        ("checkpoints",),
+    ),
+    "improve": (
+        "one trust-region step from a mismatched engine: every bound and certificate, and the outcome",
+        settings.IMPROVE,
+        (),
+    ),
+}
+"""Name, which is also the module and its function → (summary, default settings, folders)."""
 
 
-@experiment(
-    "mismatch",
-    summary="rollout engine against training forward: divergences, estimators, masks, bounds, certificates",
-    needs=NEEDS,
-    defaults=settings.MISMATCH,
-)
-def mismatch(run: Run) -> dict[str, Any]:
-    """See :mod:`opdtheory.harness.mismatch`."""
-    from .mismatch import mismatch
+def _register(name: str) -> None:
+    summary, defaults, folders = EXPERIMENTS[name]
 
-    return mismatch(run)
+    def start(run: Run) -> dict[str, Any]:
+        module = importlib.import_module(f"{__package__}.{name}")
+        return dict(getattr(module, name)(run))
 
+    def check(config: Mapping[str, Any]) -> None:
+        importlib.import_module(f"{__package__}.checks").check(name, config)
 
-@experiment(
-    "distill",
-    summary="on-policy distillation of a real student: advantage forms, TOP-D, TrOPD, full divergences",
-    needs=NEEDS,
-    defaults=settings.DISTILL,
-)
-def distill(run: Run) -> dict[str, Any]:
-    """See :mod:`opdtheory.harness.distill`."""
-    from .distill import distill
-
-    return distill(run)
+    start.__qualname__ = f"harness.{name}"
+    experiment(name, summary=summary, needs=NEEDS, defaults=defaults, folders=folders, check=check)(start)
 
 
-@experiment(
-    "gradients",
-    summary="bias, variance, cosine, MSE of distillation gradients on a real student; TOP-D and its bounds",
-    needs=NEEDS,
-    defaults=settings.GRADIENTS,
-)
-def gradients(run: Run) -> dict[str, Any]:
-    """See :mod:`opdtheory.harness.gradients`."""
-    from .gradients import gradients
-
-    return gradients(run)
-
-
-@experiment(
-    "improve",
-    summary="one trust-region step from a mismatched engine: every bound and certificate, and the outcome",
-    needs=NEEDS,
-    defaults=settings.IMPROVE,
-)
-def improve(run: Run) -> dict[str, Any]:
-    """See :mod:`opdtheory.harness.improve`."""
-    from .improve import improve
-
-    return improve(run)
+for _name in EXPERIMENTS:
+    _register(_name)

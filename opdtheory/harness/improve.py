@@ -16,14 +16,14 @@ import torch
 
 from .. import advantages, divergences, masks
 from ..experiments import Run
-from . import counterparts, models, reports, tasks
+from . import counterparts, models, reports, tasks, twins
 from .compare import compare
 from .engines import Engine, TorchEngine
 from .evidence import clustered, evidence
 from .forward import hidden_states, logit_blocks, token_log_probs
 from .mismatch import SMALLEST, Engines
 from .models import LanguageModel
-from .rollouts import Rollouts, Sampler
+from .rollouts import Rollouts, Sampler, stream
 
 TOPK = ("dppo_topk_tv", "dppo_topk_kl")
 METHODS = ("none", "trm", *masks.METHODS)
@@ -33,27 +33,28 @@ METHODS = ("none", "trm", *masks.METHODS)
 def improve(run: Run) -> dict[str, Any]:
     """Update a fresh copy of the model with each method and compare promise and outcome."""
     config = run.config
-    unknown = [m for m in config["methods"] if m not in METHODS]
-    if unknown:
-        raise ValueError(f"methods: unknown {unknown}; expected some of {list(METHODS)}")
-    engines = Engines(config["student"], config["max_tokens"])
+    engines = Engines(config["student"])
     reason = engines.unavailable(config["rollout"])
     if reason:
-        raise ValueError(f"rollout engine {config['rollout']}: {reason}")
-    engine = engines.get(config["rollout"])
+        raise ValueError(f"rollout engine {config['rollout']['kind']!r}: {reason}")
     base = engines.language_model({})
     models.parameters(base, config["train"])
     train, held = _tasks(config)
-    for task in (train, held):
-        models.check_context(base, tasks.encode_prompts(base, task.requests), config["max_tokens"])
+    prompts = tasks.encode_prompts(base, [*train.requests, *held.requests])
+    models.check_context(base, prompts, config["max_tokens"])
+    engines.context = max(map(len, prompts)) + config["max_tokens"]
+    engine = engines.get(config["rollout"])
     results = {}
     batches: list[Rollouts] = []
     for name in run.track(config["methods"], "improve"):
         results[name] = run.part(name, partial(_method, run, name, engine, base, train, held, batches))
+    updates = config["epochs"] * config["minibatches"]
     exact = {}
     for name, r in results.items():
-        d_seq = r["evidence"]["quantities"]["kl_seq"]["value"]
-        exact[name] = counterparts.step(max(d_seq / config["max_tokens"], SMALLEST), config["seed"])
+        d_seq = max(float(r["evidence"]["quantities"]["kl_seq"]["value"]), SMALLEST)
+        # the same step per token, whatever the two horizons
+        scaled = d_seq * counterparts.HORIZON / config["max_tokens"]
+        exact[name] = twins.improvement(name, updates, scaled, config["seed"])
     return {"results": results, "tabular": exact, "report": reports.improve(results, exact, config)}
 
 
@@ -74,7 +75,7 @@ def _method(
     """Update, then evidence on held-out responses of μ and the outcome on fresh responses of π."""
     config = run.config
     if not batches:  # the same rollouts serve every method
-        batches += [_sample(engine, base, train, config, 1), _sample(engine, base, held, config, 2)]
+        batches += [_sample(engine, base, train, config), _sample(engine, base, held, config)]
     model = models.build(config["student"])
     steps = [] if name == "none" else update(name, model, engine, batches[0], config)
     prefill = TorchEngine(model, mode="prefill", batch=config["batch"])
@@ -91,7 +92,7 @@ def _method(
     }
     found = evidence(arrays, sample.reward, sample.prompt_id, config["max_tokens"])
     # the same uniform numbers drive both policies: each mean stays unbiased, their difference is less noisy
-    fresh = _sample(TorchEngine(model, batch=config["batch"]), base, held, config, 2)
+    fresh = _sample(TorchEngine(model, batch=config["batch"]), base, held, config)
     before, after = (clustered(r.reward, r.prompt_id) for r in (sample, fresh))
     labels = sorted(set(sample.prompt_id))
     paired = np.array(
@@ -115,10 +116,10 @@ def _method(
 
 
 def _sample(
-    engine: Engine, base: LanguageModel, task: tasks.Task, config: Mapping[str, Any], offset: int
+    engine: Engine, base: LanguageModel, task: tasks.Task, config: Mapping[str, Any]
 ) -> Rollouts:
     prompts = tasks.encode_prompts(base, task.requests)
-    sampler = Sampler(max_tokens=config["max_tokens"], seed=config["seed"] * 97 + offset)
+    sampler = Sampler(max_tokens=config["max_tokens"], seed=stream(config["seed"], *task.requests))
     drawn = engine.generate(prompts, sampler, config["group"])
     return drawn.with_(rewards=tasks.rewards(task, base, drawn))
 

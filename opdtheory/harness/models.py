@@ -1,7 +1,7 @@
 """Loading local language models, and deriving students and teachers from them.
 
 A model is a transformers folder or a GGUF file on this machine; nothing is ever downloaded. Without a path
-the packaged SmolLM2-135M is used. All mistakes that can be seen before work starts are raised as ValueError.
+the packaged SmolLM2-135M is used. Mistakes that can be seen before work starts are raised as ValueError.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -120,6 +121,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OPDTHEORY_CACHE", Path.home() / ".cache" / "opdtheory"))
 
 
+def locate(path: str | Path | None = None) -> Path:
+    """The transformers folder or GGUF file at ``path``, the packaged model's by default; ValueError
+    otherwise.
+    """
+    source = packaged_model() if path is None else Path(path).expanduser()
+    if not source.exists():
+        raise ValueError(
+            f"model {source}: no such file or folder; expected a transformers folder or a GGUF file"
+        )
+    if source.is_dir():
+        if not (source / "config.json").exists():
+            found = sorted(source.glob("*.gguf"))
+            if len(found) != 1:
+                raise ValueError(
+                    f"model {source}: no config.json and {len(found)} GGUF files; expected one model"
+                )
+            source = found[0]
+    elif source.suffix != ".gguf":
+        raise ValueError(f"model {source}: expected a folder or a file ending in .gguf")
+    return source
+
+
 def load(
     path: str | Path | None = None,
     *,
@@ -139,21 +162,8 @@ def load(
     """
     kind = _dtype(dtype)
     check_device(device)
-    source = packaged_model() if path is None else Path(path).expanduser()
-    if not source.exists():
-        raise ValueError(
-            f"model {source}: no such file or folder; expected a transformers folder or a GGUF file"
-        )
-    if source.is_dir():
-        if not (source / "config.json").exists():
-            found = sorted(source.glob("*.gguf"))
-            if len(found) != 1:
-                raise ValueError(
-                    f"model {source}: no config.json and {len(found)} GGUF files; expected one model"
-                )
-            source = found[0]
-    elif source.suffix != ".gguf":
-        raise ValueError(f"model {source}: expected a folder or a file ending in .gguf")
+    check_device_map(device_map)
+    source = locate(path)
     folder = _converted(source) if source.is_file() and cache else source
     module, tokenizer = _from_pretrained(folder, kind, device_map)
     if device_map is None:
@@ -188,12 +198,41 @@ def build(spec: Mapping[str, Any]) -> LanguageModel:
     return model
 
 
+def check_spec(spec: Mapping[str, Any], role: str = "model") -> None:
+    """ValueError naming the ``role`` unless a description (keys of ``SPEC``) can be built here, as far as
+    this can be told without loading it.
+    """
+    try:
+        locate(spec["path"])
+        _dtype(spec["dtype"])
+        check_device(spec["device"])
+        check_device_map(spec["device_map"])
+        _check_derivation(spec)
+    except ValueError as error:
+        raise ValueError(f"{role}: {error}") from error
+
+
+def _check_derivation(spec: Mapping[str, Any]) -> None:
+    layers, bits = spec["drop_layers"], spec["weight_bits"]
+    if layers != "auto" and not (isinstance(layers, list | tuple) and all(isinstance(i, int) for i in layers)):
+        raise ValueError(f"drop_layers {layers!r}: expected a list of layer numbers, or 'auto'")
+    if not 0 <= spec["noise"] < math.inf:
+        raise ValueError(f"noise {spec['noise']!r}: expected a number, at least 0")
+    if bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 16):
+        raise ValueError(f"weight_bits {bits!r}: expected 2..16, or nothing")
+    for key in ("system", "hint"):
+        if not isinstance(spec[key], str | None):
+            raise ValueError(f"{key} {spec[key]!r}: expected a text")
+
+
 def check_device(device: str) -> None:
-    """ValueError unless ``device`` exists here."""
+    """ValueError unless ``device`` is the CPU or a CUDA GPU that exists here."""
     try:
         kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r}: expected cpu, cuda, cuda:N or mps") from error
+    except (RuntimeError, TypeError):
+        kind = None
+    if kind is None or kind.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: expected cpu, cuda or cuda:N")
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device {device!r} was asked for, but no CUDA GPU is available here; use device='cpu'"
@@ -202,12 +241,38 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r}: this machine has {torch.cuda.device_count()} GPUs")
 
 
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that are computed from the memory at hand."""
+
+
+def check_device_map(device_map: Any) -> None:
+    """ValueError unless every device of a ``device_map`` exists here: a placement by name, one device, or a
+    mapping of module names to devices.
+    """
+    if device_map is None:
+        return
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError(f"device_map {device_map!r} needs the package accelerate: pip install 'opdtheory[llm]'")
+    if isinstance(device_map, str) and device_map in PLACEMENTS:
+        return
+    if not device_map or not isinstance(device_map, str | Mapping):
+        raise ValueError(
+            f"device_map {device_map!r}: expected {', '.join(PLACEMENTS)}, a device, or modules with their devices"
+        )
+    for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
+        check_device(f"cuda:{device}" if isinstance(device, int) else device)
+
+
 def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
     """ValueError unless two models can be compared token by token."""
     if student.vocab != teacher.vocab:
         raise ValueError(
             f"vocabularies of different size: {student.name} has {student.vocab} logits, "
             f"{teacher.name} has {teacher.vocab}; expected the same"
+        )
+    if student.eos != teacher.eos:
+        raise ValueError(
+            f"end-of-sequence tokens differ: {student.name} {student.eos}, {teacher.name} {teacher.eos}"
         )
     if student.tokenizer is None or teacher.tokenizer is None:
         return
@@ -218,10 +283,6 @@ def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
         raise ValueError(
             f"tokenizer mismatch between {student.name} and {teacher.name}: {len(differing)} tokens differ, "
             f"for example {token!r} is {ours.get(token)} and {theirs.get(token)}"
-        )
-    if student.eos != teacher.eos:
-        raise ValueError(
-            f"end-of-sequence tokens differ: {student.name} {student.eos}, {teacher.name} {teacher.eos}"
         )
 
 
@@ -337,11 +398,16 @@ def _from_pretrained(path: Path, dtype: torch.dtype, device_map: Any) -> tuple[A
     folder = path.parent if path.is_file() else path
     with _quiet():
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, device_map=device_map, local_files_only=True, **where
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, device_map=device_map, local_files_only=True, output_loading_info=True, **where
             )
-        except (OSError, KeyError) as error:
-            raise ValueError(f"model {path}: {error}") from error
+        except Exception as error:  # a damaged or unknown file makes the loaders raise almost anything
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise ValueError(f"model {path}: cannot be loaded ({type(error).__name__}: {reason})") from error
+        module, info = loaded
+        if info["missing_keys"]:
+            absent = sorted(info["missing_keys"])
+            raise ValueError(f"model {path}: {len(absent)} weights are missing, for example {absent[0]}")
         # a dequantised GGUF still calls itself quantised, which would stop it from being saved or moved
         for holder, name in ((module, "hf_quantizer"), (module.config, "quantization_config")):
             if hasattr(holder, name):
@@ -419,7 +485,7 @@ def _check_head(model: LanguageModel) -> None:
         split = model.head(
             model.trunk(input_ids=ids, use_cache=False).last_hidden_state.to(model.head.weight.device)
         )
-    if not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
+    if not torch.allclose(whole.to(split.device), split, rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"model {model.name}: its logits are not its linear head of its hidden states; not supported"
         )

@@ -41,12 +41,21 @@ def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.concatenate([[pairs / (n * (n - 1))], without / ((n - 1) * (n - 2))])
 
 
-def spread(a: np.ndarray) -> np.ndarray:
-    """Trace of the covariance of one sample, then its leave-one-out values."""
-    own = (a * a).sum(1)
-    n = len(a)
-    second = np.concatenate([[own.mean()], (own.sum() - own) / (n - 1)])
-    return second - cross(a, a)
+def block_means(samples: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """The mean of the rows of each block (M, k): blocks are the independent samples."""
+    _, inverse, counts = np.unique(block, return_inverse=True, return_counts=True)
+    totals = np.zeros((len(counts), samples.shape[1]))
+    np.add.at(totals, inverse, samples)
+    return totals / counts[:, None]
+
+
+def second_moment(samples: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """E‖x‖² of one row, then without each block in turn."""
+    _, inverse = np.unique(block, return_inverse=True)
+    own = np.bincount(inverse, (samples * samples).sum(1))
+    counts = np.bincount(inverse)
+    left = (own.sum() - own) / (counts.sum() - counts)
+    return np.concatenate([[own.sum() / counts.sum()], left])
 
 
 def jackknife(values: np.ndarray) -> Interval:
@@ -58,8 +67,8 @@ def jackknife(values: np.ndarray) -> Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An estimator against a reference: squared bias, variance and squared mean of one sample, cosine of the
-    two means (None where one of them cannot be told from zero), mean squared error for each number of
+    """An estimator against the reference: squared bias, variance and squared mean of one sample, cosine of
+    the two means (None where one of them cannot be told from zero), mean squared error for each number of
     samples.
     """
 
@@ -70,29 +79,57 @@ class Comparison:
     mse: dict[int, Interval]
 
 
-def compare_estimators(estimator: np.ndarray, reference: np.ndarray, sizes: Sequence[int]) -> Comparison:
-    """Compare two estimators (N, k) computed from the same rollouts row by row, so that the bias is estimated
-    from paired differences.
+def compare_estimators(
+    samples: np.ndarray,
+    quiet: np.ndarray,
+    reference: np.ndarray,
+    block: np.ndarray,
+    sizes: Sequence[int],
+    *,
+    unbiased: bool = False,
+) -> Comparison:
+    """What is known of an estimator (N, k) from ``quiet`` samples of its mean and of the reference's mean,
+    row by row from the same rollouts, so that the bias is estimated from paired differences.
+
+    ``block`` (N,) labels the independent samples. The bias of an ``unbiased`` estimator is zero, not
+    estimated.
     """
-    difference = estimator - reference
-    bias2, variance = cross(difference, difference), spread(estimator)
-    lengths = cross(estimator, estimator), cross(reference, reference)
-    inner = cross(estimator, reference)
-    seen = bool((lengths[0] > 0).all() and (lengths[1] > 0).all())
+    mine, theirs = block_means(quiet, block), block_means(reference, block)
+    bias2, mean2 = cross(mine - theirs, mine - theirs), cross(mine, mine)
+    if unbiased:
+        bias2 = np.zeros_like(bias2)
+    variance = second_moment(samples, block) - mean2
+    norms2 = mean2 * cross(theirs, theirs)
+    seen = bool((mean2 > 0).all() and (norms2 > 0).all())
     return Comparison(
         bias2=jackknife(bias2),
         variance=jackknife(variance),
-        mean2=jackknife(lengths[0]),
-        cosine=jackknife(inner / np.sqrt(lengths[0] * lengths[1])) if seen else None,
+        mean2=jackknife(mean2),
+        cosine=jackknife(cross(mine, theirs) / np.sqrt(norms2)) if seen else None,
         mse={n: jackknife(bias2 + variance / n) for n in sizes},
     )
 
 
-def crossover(bias2: float, variance: float, reference_variance: float) -> float:
-    """The sample size up to which the biased estimator has the smaller MSE; inf without bias, 0 without any
-    gain.
+def crossover(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    difference: np.ndarray,
+    block: np.ndarray,
+    *,
+    unbiased: bool = False,
+) -> Interval | None:
+    """The sample size up to which an estimator (N, k) has a smaller MSE than the unbiased ``reference``, from
+    quiet samples of the difference of their means.
+
+    0 without any gain in variance, inf for an unbiased estimator with one, None where the squared bias cannot
+    be told from zero.
     """
-    gain = reference_variance - variance
-    if gain <= 0:
-        return 0.0
-    return gain / bias2 if bias2 > 0 else float("inf")
+    gain = second_moment(reference, block) - second_moment(samples, block)
+    paired = block_means(difference, block)
+    bias2 = cross(paired, paired)
+    if gain[0] <= 0:
+        return Interval(0.0, 0.0)
+    if unbiased:
+        return Interval(float("inf"), 0.0)
+    interval = jackknife(bias2)
+    return jackknife(gain / bias2) if interval.value > 1.96 * interval.error else None

@@ -99,8 +99,15 @@ def general(count: int) -> list[str]:
 def encode_prompts(
     model: LanguageModel, prompts: int | Sequence[str] | Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """Token ids of prompts given as a number of general requests, as texts, or as token ids."""
+    """Token ids of prompts given as a number of general requests, as texts, or as token ids.
+
+    Raises ValueError for ids where the model has a privileged context, which only texts can be put into.
+    """
     chosen: Sequence[Any] = general(prompts) if isinstance(prompts, int) else prompts
+    told = model.system is not None or model.hint is not None
+    for i, prompt in enumerate(chosen):
+        if told and not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is token ids, but {model.name} has a system text or hint; expected a text")
     return [model.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in chosen]
 
 

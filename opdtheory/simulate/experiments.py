@@ -149,6 +149,7 @@ def simulate(run: Run) -> dict[str, Any]:
         "jobs": 1,
         "engine": "local",
     },
+    folders=("sweep",),
 )
 def collapse(run: Run) -> dict[str, Any]:
     """Sweep methods, mismatches and learning rates; every cell is a batch of sampled runs."""
