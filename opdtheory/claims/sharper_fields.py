@@ -144,6 +144,8 @@ entry(
         "for fixed weights w ≥ 0."
     ),
     hypotheses=("tabular softmax student", "fixed teacher of full support"),
+    latex=r"g_1=-\sum_sd_\theta(s)\nabla\mathrm{KL}_s\ne\nabla F,\qquad\tfrac{d}{dt}\mathrm{KL}_s=-d_\theta(s)\|\nabla\mathrm{KL}_s\|^2",
+    sketch="The later block of g₁ depends on the earlier logits through d, not the other way round; block by block it descends.",
     proof=f"{DOC}#opd-g1-curl",
     proofs=(_curl, _uphill, _descent),
 )

@@ -1,15 +1,13 @@
-"""Refinements of the total-variation bounds: what the overlap of the policies saves, and step-wise maxima."""
+"""A refinement of the total-variation bound: what the overlap of the policies saves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from opdtheory.claims.sharper import ANY_SUPPORT, DOC, UNIT, WORST
-from opdtheory.claims.sharper_steps import Rows, Rule, leak, leak_then_leave, offer, weierstrass
+from opdtheory.claims.sharper_steps import leak, offer, weierstrass
 from opdtheory.claims.sources import OURS
-from opdtheory.elementary import absolute, amax, asum, exact, minimum
+from opdtheory.elementary import absolute, asum, minimum
 from opdtheory.tabular import PolicyPair
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.registry import claim
@@ -67,75 +65,3 @@ def overlap(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ Σ_t E_{d_t^μ}[TV(c_t)] − P₁, P₁ the mass of the responses of π that leave min(μ, π) at exactly one
     step."""
     return absolute(x.error), x.tv_sum - left_once(x)
-
-
-def _largest_by_step(x: PolicyPair) -> list[Any]:
-    """ε_t, the largest TV of any context of level t."""
-    pairs = zip(x.behavior.levels, x.target.levels, strict=True)
-    return [amax(asum(absolute(pi - mu)), -1) / 2 for mu, pi in pairs]
-
-
-def profile_bound(steps: list[Any]) -> Any:
-    """Σ_t ε_t (1 − ∏_{s≠t}(1 − ε_s))."""
-    total: Any = 0
-    for t, eps in enumerate(steps):
-        stay: Any = 1
-        for s, other in enumerate(steps):
-            if s != t:
-                stay = stay * (1 - other)
-        total = total + eps * (1 - stay)
-    return total
-
-
-def _leak_by_step(*leaks: str) -> Rule:
-    """As ``leak``, with another ε at every step (the last one from then on)."""
-
-    def rows(prefix: tuple[int, ...]) -> Rows:
-        eps = exact(leaks[min(len(prefix), len(leaks) - 1)])
-        return (1, 0), ((1 - eps, eps) if sum(prefix) <= 1 else (1, 0))
-
-    return rows
-
-
-@claim(
-    "ours.s4/profile",
-    OURS,
-    "s4",
-    "Exact supremum at step-wise maximal TVs",
-    space=WORST,
-    nature="ours",
-    sharpness="tight",
-    hypotheses=(UNIT, ANY_SUPPORT),
-    proof=f"{DOC}#ours-s4-profile",
-    lemmas=(weierstrass,),
-    depends_on=("ours.s0",),
-    structured=offer(_leak_by_step("1/2", "1/5", "1/10"), _leak_by_step("1/10", "1/3", "3/4")),
-    latex=r"|J(\pi)-J(\mu)-L|\le\sum_t\varepsilon_t\Bigl(1-\prod_{s\ne t}(1-\varepsilon_s)\Bigr)",
-    sketch="The proof of s4 with the maximum of each step kept apart.",
-    mutants=(
-        Mutant(
-            "own-step-for-others",
-            "dies",
-            "pairs of different steps count",
-            {"sides": lambda x: (absolute(x.error), asum(np.stack([e * e for e in _largest_by_step(x)], -1)))},
-        ),
-        Mutant(
-            "last-step-left-out",
-            "dies",
-            "the last step's change meets those before it",
-            {"sides": lambda x: (absolute(x.error), profile_bound(_largest_by_step(x)[:-1]))},
-        ),
-        Mutant(
-            "visited-maxima",
-            "dies",
-            "contexts that only π reaches count, too",
-            {
-                "sides": lambda x: (absolute(x.error), profile_bound([x.tv_step(t) for t in range(x.horizon)])),
-                "structured": offer(leak_then_leave("1/4")),
-            },
-        ),
-    ),
-)
-def profile(x: Any) -> Any:
-    """|J(π) − J(μ) − L| ≤ Σ_t ε_t(1 − ∏_{s≠t}(1 − ε_s)), ε_t the largest token TV of any context at step t."""
-    return absolute(x.error), profile_bound(_largest_by_step(x))

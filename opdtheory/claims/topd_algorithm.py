@@ -69,6 +69,8 @@ entry(
     "Clipped objective",
     nature="definition",
     checks=(_gradient_weight, _no_penalty),
+    hypotheses=("clip range 1 ± ε, ε = 0.2", "advantages held fixed"),
+    sketch="The slope of the clipped term is the advantage times the clip mask; no divergence enters, so M_π is not what it raises.",
     statement="The student maximises the token-averaged min[p Â, clip(p, "
     "1−ε, 1+ε) Â], p the ratio of the new "
     "to the sampling policy, over the tokens "
@@ -127,6 +129,7 @@ def _average(x: Any) -> Any:
     TOPD,
     "Eq 8, Algorithm 1 line 7",
     "The length-normalised return as a future return",
+    hypotheses=("α = 1, no normalisation", "tabular softmax student",),
     space=spaces.teacher_students(sizes=tuple(s for s in spaces.SMALL if s["horizon"] >= 2)),
     signed=True,
     checks=(_weights, _undefined_at_the_end),
@@ -159,6 +162,7 @@ def _squared_cosine(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Eq 8 with the rewards of Eq 5",
     "The update is never opposite to the gradient",
+    hypotheses=("no normalisation", "tabular softmax student",),
     space=spaces.teacher_students(sizes=LONG[:1], extra={"alpha": (0.05, 0.95)}),
     signed=True,
     given=lambda x: [(x.gradient_dot("topd_return", "ii", x.alpha), "<", 0)],
@@ -214,6 +218,8 @@ entry(
     "Token-level normalisation",
     nature="definition",
     checks=(_vanishing_returns, _scale_disappears),
+    hypotheses=("the tokens of one prompt's group together", "advantage 0 where σ = 0"),
+    sketch="A z-score does not see the scale of what it normalises: r̃ = α(ρ−1) + O(α²) has the z-scores of ρ − 1 as α → 0.",
     statement="Returns of all tokens of a prompt's group are centred by their mean and divided by their "
     "standard deviation.",
     latex=r"\hat A_k^i=(\tilde R_k^i-\mu)/\sigma",
@@ -284,6 +290,9 @@ entry(
     "The algorithm, runnable",
     nature="definition",
     checks=(_settings_of_the_table, _runs),
+    hypotheses=("tabular softmax student; settings of Table 5",),
+    latex=r"\tilde r_k=\log(\alpha\rho_k+1-\alpha),\quad\tilde R_k=\tilde r_k+\tfrac1{|y|-k}\sum_{j>k}\tilde r_j,\quad\hat A=(\tilde R-\mu)/\sigma",
+    sketch="The preset of the package carries the printed settings, and on a small tree it lowers the KL to the teacher.",
     statement="Sample a group of responses to each prompt, reward each "
     "token by log(αρ + 1 − α), add the mean "
     "of the later rewards, normalise over the group's tokens, and "
@@ -361,6 +370,9 @@ entry(
     "Reported accuracies",
     nature="empirical",
     checks=(_differences, _behind_rlvr, _updates),
+    hypotheses=("accuracies as printed, in percent",),
+    latex=r"\Delta=\text{TOP-D}-\text{OPD}",
+    sketch="Differences are recomputed from the printed accuracies, and the sentence about RLVR is compared with the columns.",
     statement="TOP-D beats OPD and RLVR on every benchmark reported; with the 1.7B student OPD falls "
     "noticeably behind the RLVR baselines.",
     note="The differences are arithmetically right. “Noticeably behind RLVR” holds against DAPO on the "

@@ -12,7 +12,7 @@ import sympy as sp
 
 from opdtheory import gradients, spaces
 from opdtheory.claims.sources import TOPD
-from opdtheory.elementary import absolute, asum, exp, log
+from opdtheory.elementary import absolute, asum, exact, exp, log
 from opdtheory.tabular import Policy, PolicyContrast, TokenTree
 from opdtheory.verification.blocks import LogBox
 from opdtheory.verification.claim import Mutant
@@ -108,6 +108,20 @@ def _gradient_of_the_objective() -> Evidence:
         r"\eta(\pi)=-\mathrm{KL}(\pi\|\pi^*)"
         r"=\ell_\pi\,\mathbb{E}_{s\sim d^\pi_{\mathrm{norm}},a\sim\pi}[r(s,a)]"
     ),
+    mutants=(
+        Mutant(
+            "teacher-responses",
+            "dies",
+            "KL(q‖p) is another divergence",
+            {"sides": lambda x: (x.kl_teacher_student_seq, -x.eta)},
+        ),
+        Mutant(
+            "mean-over-tokens",
+            "dies",
+            "the objective sums over the response",
+            {"sides": lambda x: (x.kl_student_teacher_seq, -x.eta / x.expected_length_student)},
+        ),
+    ),
 )
 def objective(x: Any) -> tuple[Any, Any]:
     """The expected log ratio of whole responses under the student equals the occupancy-weighted sum of token
@@ -130,6 +144,7 @@ def _sequence_law(policy: Policy) -> Any:
     TOPD,
     "Eq 5, footnote 4",
     "The proximal reward is bounded below",
+    hypotheses=("the token has positive probability under the student", "0 < α < 1",),
     space=STATES,
     relation="<=",
     sharpness="tight",
@@ -138,6 +153,12 @@ def _sequence_law(policy: Policy) -> Any:
     sketch="αρ ≥ 0. Attained in the limit ρ → 0. There is no upper bound of this kind: see topd.eq5/above.",
     latex=r"\tilde r=\log(\alpha\rho+1-\alpha)\ge\log(1-\alpha)",
     mutants=(
+        Mutant(
+            "a-hundredth-higher",
+            "dies",
+            "approached as ρ → 0",
+            {"factor": exact("99/100")},
+        ),
         Mutant(
             "α for 1 − α",
             "dies",
@@ -156,6 +177,7 @@ def floor(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Eq 5",
     "The proximal reward is unbounded above",
+    hypotheses=("full supports, 0 < α < 1",),
     space=STATES,
     relation="<=",
     nature="ours",
@@ -166,6 +188,12 @@ def floor(x: Any) -> tuple[Any, Any]:
     "r̃ is bounded on one side only.",
     latex=r"\tilde r(y)\le\log\big(1+\alpha(1/p_y-1)\big)",
     mutants=(
+        Mutant(
+            "without-one-minus-alpha",
+            "dies",
+            "the mixture keeps 1 − α of the student",
+            {"sides": lambda x: (x.topd_max(x.alpha), log(x.alpha / x.min_p))},
+        ),
         Mutant(
             "a constant",
             "dies",
@@ -193,6 +221,7 @@ def _between_one_and_ratio() -> Evidence:
     TOPD,
     "Eq 5",
     "Mixing shrinks every reward",
+    hypotheses=("ρ > 0", "0 < α < 1",),
     space=spaces.scalars(rho=LogBox((), 1e-6, 1e6), alpha=(0.02, 0.98)),
     relation="<=",
     nature="ours",
@@ -200,6 +229,20 @@ def _between_one_and_ratio() -> Evidence:
     proofs=(_between_one_and_ratio,),
     sketch="αρ + 1 − α lies between 1 and ρ, so its logarithm lies between 0 and log ρ.",
     latex=r"|\log(\alpha\rho+1-\alpha)|\le|\log\rho|",
+    mutants=(
+        Mutant(
+            "share-of-the-log",
+            "dies",
+            "log is not linear: α·|log ρ| is less for small ρ",
+            {"sides": lambda s: (absolute(log(s.alpha * s.rho + 1 - s.alpha)), s.alpha * absolute(log(s.rho)))},
+        ),
+        Mutant(
+            "a-hundredth-to-spare",
+            "dies",
+            "equality as α → 1",
+            {"factor": exact("9/10")},
+        ),
+    ),
 )
 def shrinks(s: Any) -> tuple[Any, Any]:
     """|log(αρ + 1 − α)| ≤ |log ρ| for every ratio."""
@@ -211,6 +254,7 @@ def shrinks(s: Any) -> tuple[Any, Any]:
     TOPD,
     "Eq 5",
     "The second moment of the token gradient falls",
+    hypotheses=("full supports, 0 < α < 1", "any parametrisation; computed for free logits",),
     space=STATES,
     relation="<=",
     nature="ours",
@@ -219,6 +263,20 @@ def shrinks(s: Any) -> tuple[Any, Any]:
     proof=f"{PROOFS}#eq5",
     sketch="Pointwise |r̃| ≤ |r|; multiply the square by ‖∇log π‖² and average. Any parametrisation.",
     latex=r"\mathbb{E}\|\tilde g\|^2\le\mathbb{E}\|g\|^2",
+    mutants=(
+        Mutant(
+            "variance",
+            "dies",
+            "see topd.eq5/var",
+            {"sides": lambda x: (x.topd_gradient_variance(x.alpha), x.opd_gradient_variance)},
+        ),
+        Mutant(
+            "share",
+            "dies",
+            "α times the original is not enough",
+            {"sides": lambda x: (x.topd_gradient_second_moment(x.alpha), x.alpha * x.opd_gradient_second_moment)},
+        ),
+    ),
 )
 def second_moment(x: Any) -> tuple[Any, Any]:
     """At every context E‖r̃ ∇log π‖² ≤ E‖r ∇log π‖², gradient in the student's logits."""
@@ -230,6 +288,7 @@ def second_moment(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Eq 5",
     "The variance of the token reward falls",
+    hypotheses=("full supports, 0 < α < 1",),
     space=STATES,
     relation="<=",
     nature="ours",
@@ -239,6 +298,20 @@ def second_moment(x: Any) -> tuple[Any, Any]:
     "½E(φ(r) − φ(r′))² ≤ Var r for a "
     "1-Lipschitz φ.",
     latex=r"\mathrm{Var}\,\tilde r\le\mathrm{Var}\,r",
+    mutants=(
+        Mutant(
+            "share",
+            "dies",
+            "the slope is not bounded by α",
+            {"sides": lambda x: (x.topd_variance(x.alpha), x.alpha * x.opd_variance)},
+        ),
+        Mutant(
+            "second-moment-for-variance",
+            "dies",
+            "the mean falls as well",
+            {"sides": lambda x: (x.topd_second_moment(x.alpha), x.opd_variance)},
+        ),
+    ),
 )
 def reward_variance(x: Any) -> tuple[Any, Any]:
     """At every context Var r̃ ≤ Var r under the student."""
@@ -250,6 +323,7 @@ def reward_variance(x: Any) -> tuple[Any, Any]:
     TOPD,
     "section 4.1, as suggested",
     "The variance of the token gradient falls",
+    hypotheses=("full supports, 0 < α < 1", "free logits",),
     space=spaces.single_states(full_support=True, vocab=(2, 3), extra=ALPHA),
     relation="<=",
     corrected_by=("topd.eq5/second-moment", "topd.eq5/reward-variance"),
@@ -271,6 +345,7 @@ def gradient_variance(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Eq 3 with the rewards of Eq 5",
     "The second moment of the return-to-go gradient falls",
+    hypotheses=("T ≥ 2, full supports", "tabular softmax student",),
     space=spaces.teacher_students(sizes=tuple(s for s in spaces.SMALL if s["horizon"] >= 2), extra=ALPHA),
     relation="<=",
     corrected_by=("topd.togo-var",),
@@ -317,6 +392,20 @@ def _normalised(s: Any) -> tuple[Any, Any]:
     "reward is α log ρ − log Z(s), which depends "
     "on the state and so matters for returns, though not for the immediate gradient (E∇log p = 0).",
     latex=r"\alpha\log q+(1-\alpha)\log p-\log p=\alpha\log\rho",
+    mutants=(
+        Mutant(
+            "arithmetic",
+            "dies",
+            "log of the arithmetic mixture is another reward",
+            {"sides": lambda s: (log(s.alpha * s.q + (1 - s.alpha) * s.p) - log(s.p), s.alpha * (log(s.q) - log(s.p)))},
+        ),
+        Mutant(
+            "weights-swapped",
+            "dies",
+            "α weighs the teacher",
+            {"sides": lambda s: (s.alpha * log(s.p) + (1 - s.alpha) * log(s.q) - log(s.p), s.alpha * (log(s.q) - log(s.p)))},
+        ),
+    ),
 )
 def geometric(s: Any) -> tuple[Any, Any]:
     """Interpolating log-probabilities gives the reward α·r."""
@@ -328,6 +417,7 @@ def geometric(s: Any) -> tuple[Any, Any]:
     TOPD,
     "Eq 6",
     "The geometric mixture has mass at most one",
+    hypotheses=("full supports, 0 < α < 1",),
     space=STATES,
     relation="<=",
     nature="ours",
@@ -335,14 +425,37 @@ def geometric(s: Any) -> tuple[Any, Any]:
     proof=f"{PROOFS}#eq6",
     sketch="Hölder with exponents 1/α and 1/(1−α), or concavity of x^α: E_p[ρ^α] ≤ (E_p ρ)^α ≤ 1.",
     latex=r"Z(s)=\mathbb{E}_p[\rho^\alpha]\le1",
+    mutants=(
+        Mutant(
+            "a-hundredth-to-spare",
+            "dies",
+            "Z = 1 at p = q",
+            {"factor": exact("99/100")},
+        ),
+        Mutant(
+            "inverse-power",
+            "dies",
+            "E_p[ρ^{−α}] is at least one",
+            {"sides": lambda x: (_mass(x, -1), 1)},
+        ),
+    ),
 )
 def geometric_mass(x: Any) -> tuple[Any, Any]:
     """Z = Σ q^α p^{1−α} ≤ 1: the normalised mixture's reward α·r − log Z is at least α·r."""
-    alpha = x.alpha if x.is_exact else np.asarray(x.alpha)[..., None]
-    return asum(exp(alpha * log(x.q) + (1 - alpha) * log(x.p))), 1
+    return _mass(x, 1), 1
+
+
+def _mass(x: Any, sign: int) -> Any:
+    """E_p[ρ^{±α}]."""
+    alpha = sign * (x.alpha if x.is_exact else np.asarray(x.alpha)[..., None])
+    return asum(exp(alpha * log(x.q) + (1 - alpha) * log(x.p)))
 
 
 # --------------------------------------------------------------------------------------------- support
+
+
+def _mean_ratio(x: Any) -> tuple[Any, Any]:
+    return x.expect_p(x.ratio), 1
 
 
 def _total_ratio(x: Any) -> tuple[Any, Any]:
@@ -359,11 +472,16 @@ entry(
     "Sampling covers the teacher",
     statement=" ".join((_total_ratio.__doc__ or "").split()),
     space=spaces.single_states(full_support=True),
-    sides=_total_ratio,
+    sides=_mean_ratio,
+    hypotheses=("tokens are drawn from the student itself",),
     relation="==",
     sharpness="identity",
     assumption="tokens are drawn from the full student: no top-p, no top-k",
-    unassumed={"space": spaces.single_states()},
+    unassumed={"space": spaces.single_states(), "sides": _total_ratio},
+    mutants=(
+        Mutant("truncated sampler", "dies", "what it leaves out is missing", {"space": spaces.single_states(), "sides": _total_ratio}),
+        Mutant("inverse ratio", "dies", "E_p[p/q] is at least one, not one", {"sides": lambda x: (x.expect_p(1 / x.ratio), 1)}),
+    ),
     proof=f"{PROOFS}#eq5",
     sketch="E_p[ρ] = q(supp p). A truncated sampler leaves out tokens of the teacher: the mean ratio falls "
     "below one by the mass left out, and every "
@@ -388,6 +506,12 @@ entry(
     sides=_mean_reward,
     signed=True,
     nature="ours",
+    hypotheses=("tokens are drawn from the student", "0 < α < 1"),
+    mutants=(
+        Mutant("under the teacher", "dies", "E_q[r̃] is positive unless p = q",
+               {"sides": lambda x: (x.expect_q(x.topd_reward(x.alpha)), 0), "space": STATES}),
+        Mutant("largest reward", "dies", "only the mean is never positive", {"sides": lambda x: (x.topd_max(x.alpha), 0)}),
+    ),
     proof=f"{PROOFS}#eq5",
     sketch="Jensen: E_p log(αρ + 1 − α) ≤ log(α E_pρ + 1 − α) ≤ 0, since E_p ρ = q(supp p) ≤ 1. It is "
     "−KL(p‖αq + (1−α)p).",

@@ -43,6 +43,7 @@ def _wider_rewards(top: int) -> Mutant:
     TRM,
     "slide 2.5.1",
     "Quadratic bound, TV",
+    sketch="Largest |g| ≤ 2ε times 2·TV of the context laws ≤ 2(t−1)ε, summed over t.",
     space=WORST,
     sharpness="loose",
     hypotheses=(UNIT, ANY_SUPPORT),
@@ -83,6 +84,7 @@ def quadratic_tv(x: Any) -> Any:
     TRM,
     "slide 2.5.1",
     "Quadratic bound, KL",
+    sketch="2ε² ≤ δ by Pinsker in the quadratic bound.",
     space=_TWO_STEPS,
     sharpness="loose",
     hypotheses=(UNIT, ANY_SUPPORT),
@@ -121,6 +123,7 @@ def quadratic_kl(x: Any) -> Any:
     TRM,
     "slide 2.5.1 and A.6",
     "Simulation lemma",
+    sketch="d^π π − d^μ μ = (d^π − d^μ)π + d^μ(π − μ): each step adds at most ε.",
     space=LAWS.with_sizes(*MULTI_STEP),
     sharpness="tight",
     hypotheses=(ANY_SUPPORT,),
@@ -156,6 +159,7 @@ def simulation(x: Any) -> Any:
     TRM,
     "slide 2.5.3 and A.7",
     "Context laws by Pinsker",
+    sketch="KL of context laws adds up to at most (t−1)δ; Pinsker.",
     space=LAWS.with_sizes(*MULTI_STEP),
     sharpness="asymptotic",
     hypotheses=(ANY_SUPPORT,),
@@ -204,6 +208,7 @@ def marginal_pinsker(x: Any) -> Any:
     TRM,
     "slide 2.5.3 and A.7",
     "KL of context laws adds up",
+    sketch="The log ratio of two prefixes is the sum of the token log ratios; take means under μ.",
     space=policy_pairs(reward=None, full_support=True).with_sizes(*MULTI_STEP),
     relation="==",
     sharpness="identity",
@@ -235,6 +240,7 @@ def kl_chain(x: Any) -> Any:
     TRM,
     "slide 2.5.4",
     "Pinsker-marginal bound",
+    sketch="2·max|g|·Σ_t TV(d_t) with max|g| ≤ √(2δ), TV(d_t) ≤ √((t−1)δ/2) and Σ_{k<T} √k ≤ ⅔T^{3/2}.",
     space=WORST,
     sharpness="loose",
     hypotheses=(UNIT, ANY_SUPPORT),
@@ -273,6 +279,7 @@ def pinsker_marginal(x: Any) -> Any:
     TRM,
     "slide 2.5.5",
     "Mixed bound",
+    sketch="2·max|g|·Σ_t TV(d_t) with max|g| ≤ √(2δ) and TV(d_t) ≤ √(D/2).",
     space=INTERIOR,
     sharpness="loose",
     hypotheses=(UNIT, FINITE),
@@ -333,6 +340,12 @@ _THREE_STEPS = policy_pairs(reward=None, full_support=True).with_sizes(*sized((2
     "step fails; the conclusion of the mixed bound survives (ours.s6).",
     mutants=(
         Mutant(
+            "half-the-divergence",
+            "dies",
+            "Pinsker is sharp",
+            {"sides": lambda x: (x.marginal_tv(x.horizon - 1), sqrt(x.reverse_kl_seq / 4))},
+        ),
+        Mutant(
             "forward-contexts",
             "dies",
             "the definition of D in the source",
@@ -351,6 +364,7 @@ def reverse(x: Any) -> Any:
     TRM,
     "slide 4.4.1",
     "Pinsker-marginal bound, reverse KL",
+    sketch="Pinsker is symmetric in TV, and KL(π‖μ) of the context laws chains under π with every term at most δ′.",
     space=WORST,
     sharpness="loose",
     hypotheses=(UNIT, ANY_SUPPORT),
@@ -361,11 +375,15 @@ def reverse(x: Any) -> Any:
         Mutant(
             "one-context", "dies", "T steps", {"sides": lambda x: (absolute(x.error), x.reverse_kl_max / 4)}
         ),
+        Mutant(
+            "first-step", "dies", "the largest divergence may come later",
+            {"sides": lambda x: (absolute(x.error), bounds.pinsker_marginal(x.horizon, x.tv_step(0) ** 2))},
+        ),
     ),
 )
 def reverse_marginal(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ (4/3)T^{3/2}δ′, δ′ the largest KL(π‖μ) of any context."""
-    return absolute(x.error), bounds.pinsker_marginal(x.horizon, x.reverse_kl_max)
+    return absolute(x.error), bounds.pinsker_marginal_reverse(x.horizon, x.reverse_kl_max)
 
 
 def _steps(x: Any) -> list[Any]:
@@ -377,6 +395,7 @@ def _steps(x: Any) -> list[Any]:
     TRM,
     "later versions, second-hand",
     "Adaptive bound",
+    sketch="Error = Σ_t E_{d_t^μ} Σ_a (π−μ)(a)(V^π − V^μ)(ca), and the difference of values is at most the TV of what follows.",
     space=WORST,
     sharpness="loose",
     hypotheses=(UNIT, ANY_SUPPORT),
@@ -406,6 +425,7 @@ def adaptive(x: Any) -> Any:
     TRM,
     "later versions, second-hand",
     "Adaptive bound, centred",
+    sketch="Σ_a |π − μ| = 2·TV and |V^π − V^μ| ≤ min(1, (T−t)ε, √((T−t)δ/2)) for R in [0, 1].",
     space=WORST,
     nature="ours",
     sharpness="tight",

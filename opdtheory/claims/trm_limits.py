@@ -43,6 +43,7 @@ _FREE_INTERIOR = policy_pairs(full_support=True)
     TRM,
     "slide 2.5.6 and A.8",
     "No bound by the sequence KL alone exists",
+    hypotheses=("R in [0, 1], the worst reward", "full support"),
     space=FINITE_LAWS.with_sizes(*MULTI_STEP),
     relation=">",
     signed=True,
@@ -104,6 +105,7 @@ def rare_context(level: Any) -> Space:
         serialise=lambda x: x.to_data(),
         structure=lambda vocab, horizon, eos, prompts: {"V": vocab, "T": horizon, "horizon": horizon},
         conditions=lambda x: [(x.tv_step(0), "==", 0), (x.kl_seq, "<=", x.eta)],
+        reach=(2, 2),
         description="policies that differ at one rare context, m ∈ [1, 50], η ∈ [1e-6, 1]",
     )
 
@@ -125,6 +127,12 @@ def rare_context(level: Any) -> Space:
     note="True, and of no consequence for bounds on the error: see trm.2.5.6.",
     mutants=(
         Mutant(
+            "smaller-share",
+            "dies",
+            "D is of the order of η, not of its square",
+            {"sides": lambda x: (maximum(x.m / x.kl_max, x.kl_seq / (x.eta * x.eta)), 1)},
+        ),
+        Mutant(
             "stronger",
             "dies",
             "three halves of m is more than this family offers",
@@ -143,6 +151,7 @@ def rare(x: Any) -> Any:
     TRM,
     "A.7",
     "Growth like √t needs the chain rule of KL",
+    hypotheses=("responses of fixed length",),
     space=LAWS.with_sizes(*sized((2, 3), (2, 4), (3, 3))),
     relation=">=",
     signed=True,
@@ -231,6 +240,9 @@ entry(
     statement="At T = 4096 and δ = 10⁻⁴: 1677, 35.0, D = 0.41, 52.4, and 8.2 at D = 0.01; 48 times tighter, "
     "and “up to 200 times” (204.7).",
     proofs=(table("numbers", _comparison),),
+    hypotheses=("T = 4096, δ = 10⁻⁴", "D = Tδ or D = 0.01"),
+    latex=r"T(T-1)\delta,\ \tfrac43T^{3/2}\delta,\ 2T\sqrt{\delta D}",
+    sketch="The formulas of 2.5.1, 2.5.4 and 2.5.5 at the printed T, δ and D, in exact arithmetic and balls.",
     vacuous_as_quoted=lambda: vacuous(bounds.mixed(LONG, DELTA, _SPARSE)),
     sharpness="identity",
     note="Arithmetically right. Every one of these bounds exceeds 1, the largest change that a reward in "
@@ -258,6 +270,7 @@ def _minorizer_vacuous() -> tuple[bool, str]:
     TRM,
     "slide 2.6.1",
     "Minorizer",
+    sketch="J(π) − J(μ) = L + Error ≥ L − |Error|, and the two bounds on |Error|.",
     space=_FREE_INTERIOR,
     relation=">=",
     signed=True,
@@ -318,6 +331,12 @@ def minorizer(x: Any) -> Any:
     sketch="L ≤ √(D/2) + D, and both penalties are at least (4/3)√T·D because δ ≥ D/T.",
     mutants=(
         Mutant(
+            "surrogate-doubled",
+            "dies",
+            "√(2D) is more than the largest surrogate",
+            {"sides": lambda x: (2 * bounds.surrogate_limit(x.D), 4 * x.root * x.D / 3)},
+        ),
+        Mutant(
             "larger-region",
             "dies",
             "half the threshold",
@@ -336,6 +355,7 @@ def minorizer_region(x: Any) -> Any:
     TRM,
     "slide 2.6.5",
     "The constraint on KL(π‖μ) bounds the minorizer",
+    hypotheses=("full support",),
     space=policy_pairs(reward=None, full_support=True),
     relation=">=",
     signed=True,
@@ -358,6 +378,8 @@ def constraint_direction(x: Any) -> Any:
     TRM,
     "slide 2.6.5",
     "Maximising M is maximising L in a trust region",
+    hypotheses=("one step, two actions, R in [0, 1]",),
+    corrected_by=("trm.2.6.1",),
     space=_FREE_INTERIOR.with_sizes(*sized((2, 1))),
     relation=">=",
     signed=True,
@@ -398,6 +420,7 @@ def _never_positive() -> Evidence:
     TRM,
     "outline, contributions and slide 4.5.2",
     "The first non-vacuous guarantee",
+    hypotheses=("T = 4096, δ = 10⁻⁴, D in [0.01, 0.41]", "R in [0, 1]"),
     space=scalars(horizon=(4096, 4096), kl_max=(1e-4, 1e-4), kl_seq=LogBox((), 0.01, 0.4096)),
     lemmas=(_never_positive,),
     depends_on=("ours.s7",),

@@ -96,6 +96,20 @@ def tangent(x: Any) -> Any:
     proof=f"{PROOFS}#tangent",
     sketch="At π = μ the surrogate is E[(R − b)·|y|], which is b-free only for one length.",
     lemmas=(lambda: random_points(CATALOGUE.get("trm.2.2.5"), *sized((2, 2), (3, 2), (2, 3)), degree=8),),
+    mutants=(
+        Mutant(
+            "no-baseline",
+            "dies",
+            "L with b = 0 is T·J(μ)",
+            {"sides": lambda x: (x.surrogate_ratio + x.J_behavior, 0)},
+        ),
+        Mutant(
+            "any-length",
+            "dies",
+            "see trm.2.2.5-length",
+            {"space": on_policy(ENDING)},
+        ),
+    ),
 )
 def reference_value(x: Any) -> Any:
     """E_μ[(R − E_μ R)·Σ_t ρ_t] = 0 at π = μ."""
@@ -107,6 +121,7 @@ def reference_value(x: Any) -> Any:
     TRM,
     "slide 2.2.5",
     "The surrogate at the reference, any length",
+    sketch="At π = μ every ratio is 1 and the sum counts tokens: E[(R − b)·|y|].",
     space=on_policy(ENDING),
     nature="ours",
     relation="==",
@@ -140,6 +155,7 @@ def reference_length(x: Any) -> Any:
     TRM,
     "slide 2.2.6",
     "Does a positive surrogate promise improvement?",
+    hypotheses=("R in [0, 1]",),
     space=FREE,
     nature="question",
     relation=">",
@@ -244,6 +260,7 @@ def surrogate_forms(x: Any) -> Any:
     TRM,
     "A.4, key identity",
     "Token advantages add up to R − E R",
+    hypotheses=("two prompts", "E_μ[R] over prompts and responses"),
     space=policy_pairs(sizes=TWO_PROMPTS),
     relation="==",
     misprint=True,
@@ -263,6 +280,7 @@ def telescope(x: Any) -> Any:
     TRM,
     "A.4, key identity",
     "Token advantages add up to R − V(x)",
+    sketch="A_t = Q(c_t, a_t) − V(c_t) and Q(c_t, a_t) = V(c_{t+1}): the sum telescopes from V(x) to R.",
     space=policy_pairs(sizes=(*sized((2, 2)), *ENDING[1:3])),
     nature="ours",
     relation="==",
@@ -272,6 +290,12 @@ def telescope(x: Any) -> Any:
     latex=r"\sum_tA_t=R-V^\mu(x)",
     lemmas=(lambda: random_points(CATALOGUE.get("trm.a4-telescope"), *sized((2, 2), (3, 3)), degree=8),),
     mutants=(
+        Mutant(
+            "other-policy",
+            "dies",
+            "the advantages are those of μ",
+            {"sides": lambda x: (x.telescope_gap + x.improvement, 0)},
+        ),
         Mutant(
             "two-prompts", "dies", "with the mean over prompts", {"space": policy_pairs(sizes=TWO_PROMPTS)}
         ),

@@ -17,7 +17,6 @@ from opdtheory.claims.trm_common import (
     memoryless,
     sized,
     table,
-    with_threshold,
 )
 from opdtheory.elementary import absolute, exact, log, maximum, minimum
 from opdtheory.spaces import Box, LogBox, Space, policy_pairs, scalars, single_states
@@ -41,6 +40,7 @@ def _clip(x: Any) -> Any:
     TRM,
     "slide 3.2.1, row 2",
     "The clipped term is the less negative one",
+    hypotheses=("one token", "ε = 1/5",),
     space=_NEGATIVE,
     relation=">=",
     signed=True,
@@ -62,6 +62,7 @@ def less_negative(x: Any) -> Any:
     TRM,
     "slide 3.2.1",
     "Which term the clipped objective selects",
+    hypotheses=("one token", "A ≠ 0",),
     space=scalars(**_RATIO, advantage=(-1.0, 1.0)),
     relation="==",
     sharpness="identity",
@@ -110,6 +111,9 @@ entry(
     sharpness="identity",
     statement="With ρ = 100, A = −1 and ε = 0.2 the clipped objective keeps the unclipped term −100.",
     proofs=(table("leakage", _leak),),
+    hypotheses=("ε = 0.2",),
+    latex=r"\min(\rho A,\mathrm{clip}(\rho)A)=-100\quad(\rho=100,\ A=-1)",
+    sketch="For A < 0 the minimum is A·max(ρ, 1 − ε): large ratios pass unclipped.",
     depends_on=("trm.3.2.1/selected",),
 )
 
@@ -129,6 +133,7 @@ def _visible(x: Any) -> list[tuple[Any, str, Any]]:
     TRM,
     "slide 3.3.2",
     "A large sampled ratio means a large divergence",
+    hypotheses=("one state",),
     space=_STATES,
     relation=">=",
     signed=True,
@@ -151,6 +156,7 @@ def large_ratio(x: Any) -> Any:
     TRM,
     "A.2",
     "Both tails indicate a large divergence",
+    hypotheses=("one state",),
     space=single_states(vocab=(3, 4), full_support=True),
     relation=">=",
     signed=True,
@@ -188,6 +194,9 @@ entry(
     sharpness="identity",
     statement="k3(0.01) = 3.6, k3(100) = 94.4 and |log ρ| = 4.61 at both.",
     proofs=(table("tails", _tails),),
+    hypotheses=("ρ = 1/100 and ρ = 100",),
+    latex=r"k_3(0.01)\approx3.6,\ k_3(100)\approx94.4,\ |\log\rho|\approx4.61",
+    sketch="k3(ρ) = ρ − 1 − log ρ; |log ρ| is symmetric under ρ → 1/ρ, k3 is not.",
 )
 
 
@@ -239,6 +248,10 @@ def _truncation() -> Evidence:
     sketch="E_μ ρ = π(supp μ): one only if nothing is cut off. Truncated sampling (top-p, top-k) cuts.",
     useful_when="the recorded probabilities are those of the distribution that was sampled, and it has the "
     "support of π",
+    mutants=(
+        Mutant("other-direction", "dies", "tokens of μ see KL(μ‖π)", {"sides": lambda x: (x.k3_pq, x.kl_qp)}),
+        Mutant("truncated-sampler", "dies", "see trm.k3-bias", {"space": single_states()}),
+    ),
 )
 def k3_unbiased(x: Any) -> Any:
     """E_μ[ρ − 1 − log ρ] = KL(μ‖π)."""
@@ -250,6 +263,7 @@ def k3_unbiased(x: Any) -> Any:
     TRM,
     "A.1",
     "Bias of k3 under truncated sampling",
+    sketch="Σ_{μ>0} μ(ρ − 1 − log ρ) = π(supp μ) − 1 + KL(μ‖π).",
     space=single_states(),
     nature="ours",
     relation="==",
@@ -282,13 +296,18 @@ def k3_bias(x: Any) -> Any:
     TRM,
     "A.1",
     "k3 is not negative",
+    hypotheses=("ρ > 0",),
+    sketch="k3′(ρ) = 1 − 1/ρ changes sign at 1 only, where k3 = 0.",
     space=scalars(rho=LogBox((), 1e-6, 1e6)),
     relation=">=",
     signed=True,
     sharpness="tight",
     proof=f"{PROOFS}#sampled",
     latex=r"\rho-1-\log\rho\ge0",
-    mutants=(Mutant("k1", "dies", "−log ρ is negative for ρ > 1", {"sides": lambda x: (-log(x.rho), 0)}),),
+    mutants=(
+        Mutant("k1", "dies", "−log ρ is negative for ρ > 1", {"sides": lambda x: (-log(x.rho), 0)}),
+        Mutant("larger-log", "dies", "1 is the only factor that touches at ρ = 1", {"sides": lambda x: (x.rho - 1 - 11 * log(x.rho) / 10, 0)}),
+    ),
 )
 def k3_nonnegative(x: Any) -> Any:
     """ρ − 1 − log ρ ≥ 0."""
@@ -300,6 +319,7 @@ def k3_nonnegative(x: Any) -> Any:
     TRM,
     "A.1, result",
     "The average of k3 along a response converges",
+    hypotheses=("one response, any dependence between tokens",),
     space=policy_pairs(reward=None, full_support=True, sizes=MULTI_STEP),
     latex=r"\frac1T\sum_tk_3(\rho_t)\to\frac{D_{\mathrm{seq}}}T",
     corrected_by=("trm.k3-average",),
@@ -319,6 +339,7 @@ def k3_average(x: Any) -> Any:
     "A.1, result",
     "The average of k3 for independent tokens",
     nature="ours",
+    sketch="The k3(ρ_t) of independent tokens are independent and their variances add.",
     relation="==",
     sharpness="identity",
     space=memoryless((2, 2), (3, 2), (2, 4), full_support=True),
@@ -331,6 +352,12 @@ def k3_average(x: Any) -> Any:
             "dies",
             "with a past that matters the terms are correlated",
             {"space": policy_pairs(reward=None, full_support=True, sizes=MULTI_STEP)},
+        ),
+        Mutant(
+            "spread-for-variance",
+            "dies",
+            "fully correlated terms would give T times as much",
+            {"sides": lambda x: (x.k3_sum_variance, x.horizon * x.k3_term_variance)},
         ),
     ),
 )
@@ -348,6 +375,7 @@ def k3_average_independent(x: Any) -> Any:
     TRM,
     "slides 3.4.1 and 3.4.2",
     "Only rejecting whole responses can give a guarantee",
+    hypotheses=("R in [0, 1], R ≥ 0", "supp π ⊆ supp μ",),
     space=policy_pairs(absolutely_continuous=True, sizes=sized((2, 2), (3, 2))),
     relation="<=",
     signed=True,
@@ -405,68 +433,3 @@ def token_cut(x: Any) -> Any:
     """J(π) − J(μ) ≥ E_μ[R Σ_t min(log ρ_t, c)], here c = 1: every token is cut on its own and no response
     rejected."""
     return x.improvement, x.reward_token_capped(1)
-
-
-# ------------------------------------------------------------ 4.2.1 length invariance
-
-_THRESHOLD = {"threshold": LogBox((), 1e-3, 10.0)}
-
-
-@claim(
-    "trm.4.2.1",
-    TRM,
-    "slide 4.2.1",
-    "The maximum criterion is invariant to length",
-    relation=">=",
-    signed=True,
-    space=single_states(vocab=(2, 3), full_support=True, extra=_THRESHOLD),
-    corrected_by=("trm.4.2.1-acceptance",),
-    latex=r"\Pr[\max_{t\le4000}f(\rho_t)\le\delta]=\Pr[\max_{t\le100}f(\rho_t)\le\delta]",
-    sketch="The largest of T samples grows with T in law: acceptance is P^T.",
-    note="The printed example is constant f(ρ_t); with sampled tokens the statistic is a maximum of T "
-    "draws. Lengths 100 and 4000 are the slide's.",
-)
-def invariance(x: Any) -> Any:
-    """For independent tokens the criterion max_t |log ρ_t| ≤ δ accepts a response of 4000 tokens no less
-    often than one of 100."""
-    kept = x.within_log_ratio(x.threshold)
-    return kept**4000, kept**100
-
-
-@claim(
-    "trm.4.2.1-acceptance",
-    TRM,
-    "slide 4.2.1",
-    "Acceptance of the maximum criterion",
-    nature="ours",
-    relation="==",
-    sharpness="identity",
-    space=memoryless((2, 2), (3, 2), (2, 4), extra=_THRESHOLD),
-    hypotheses=("independent, identically distributed tokens",),
-    proof=f"{PROOFS}#sampled",
-    latex=r"\Pr[M=1]=P^T",
-    note="With a share q of tokens beyond the threshold, (1−q)^T: at q = 10⁻³, 90 % of responses of 100 "
-    "tokens and 2 % of those of 4000 are kept.",
-    mutants=(
-        Mutant(
-            "length-free",
-            "dies",
-            "one token's chance is not a response's",
-            {
-                "sides": lambda x: (
-                    x.acceptance("log_ratio", x.threshold),
-                    x.first_token_acceptance(x.threshold),
-                )
-            },
-        ),
-        Mutant(
-            "past-matters",
-            "dies",
-            "with a past that matters tokens are not independent",
-            {"space": with_threshold(policy_pairs(reward=None, sizes=MULTI_STEP[:2]))},
-        ),
-    ),
-)
-def acceptance(x: Any) -> Any:
-    """For independent tokens E_μ[M] = P^T, P the chance that one token has |log ρ| ≤ δ."""
-    return x.acceptance("log_ratio", x.threshold), x.first_token_acceptance(x.threshold) ** x.horizon
