@@ -84,7 +84,7 @@ def test_tables_of_scenarios_and_constants_are_there(text):
 
 def test_recorded_studies_bring_paragraphs_tables_and_figures(text):
     groups = {g["name"]: g["sections"] for g in recorded_studies(ROOT)}
-    assert set(groups) == {"Theory", "Real models", "Simulations"}
+    assert {"Theory", "Real models", "Simulations"} <= set(groups)
     drawn = [f["name"] for sections in groups.values() for s in sections for f in s["figures"]]
     assert sorted(drawn) == sorted(p.stem for p in (ROOT / "figures").glob("*.svg"))
     assert all(s["paragraphs"] and s["tables"] for s in groups["Real models"])
