@@ -153,7 +153,11 @@ def test_recorded_report_says_what_the_cells_say() -> None:
     fresh = frontier_report(RECORDED["cells"], RECORDED["crossover_slopes"], RECORDED["config"])
     assert jsonable(fresh) == RECORDED["report"]
     curves = {f["title"]: f["series"] for f in fresh["figures"]}
-    assert len(curves) == 4
+    assert len(curves) == 6
+    bias = curves["Bias of one gradient over the distance to the teacher"]
+    assert set(bias) == {"immediate", "λ = 0.5", "λ = 0.9"} and all(
+        np.all(np.diff(x) > 0) for x in bias.values()
+    )
     # the closer the teacher the more samples it takes, whatever the horizon
     crossings = curves["Samples from which the unbiased gradient wins"]
     assert all(np.all(np.diff(values) < 0) for values in crossings.values())

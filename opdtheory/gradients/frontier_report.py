@@ -36,34 +36,42 @@ def frontier_report(
     world = f"vocabulary {config['vocab']}, {config['instances']} random tabular students and teachers"
     along_distance = [tabular[horizon, x] for x in config["kl_per_token"]]
     along_horizon = [tabular[t, kl] for t in config["horizons"]]
+    axes = {
+        "distance to the teacher": (
+            along_distance, config["kl_per_token"], f"KL(student‖teacher) a token, nats; T = {horizon}",
+        ),
+        "horizon": (along_horizon, config["horizons"], f"horizon T, tokens; {kl:g} nats a token"),
+    }  # fmt: skip
+    parts = {
+        "Bias": (
+            "bias2",
+            f"Exact ‖bias‖² relative to ‖∇η‖² (medians; {world}). Without bias: (ii), (iii), (iv) and (v).",
+        ),
+        "Variance": (
+            "variance",
+            f"Exact variance of one sampled gradient relative to ‖∇η‖² (medians; {world}).",
+        ),
+    }
     figures = [
         {
             "kind": "lines",
-            "title": "Bias and variance of one gradient over the distance to the teacher",
-            "x": config["kl_per_token"],
-            "x_label": f"KL(student‖teacher) a token, nats; T = {horizon}",
-            "y_label": _RELATIVE,
+            "title": f"{part} of one gradient over the {axis}",
+            "x": list(x),
+            "x_label": label,
+            "y_label": f"{part.lower()}{'²' if part == 'Bias' else ''} {_RELATIVE}",
             "log": True,
-            "series": _parts(along_distance, names),
-            "caption": f"Exact ‖bias‖² and variance of one sampled gradient, relative to ‖∇η‖² (medians; {world}). "
-            "Without bias: (ii), (iii), (iv) and (v); close to the teacher their variance is the price of it.",
-        },
-        {
-            "kind": "lines",
-            "title": "Bias and variance of one gradient over the horizon",
-            "x": config["horizons"],
-            "x_label": f"horizon T, tokens; {kl:g} nats a token",
-            "y_label": _RELATIVE,
-            "log": True,
-            "series": _parts(along_horizon, names),
-            "caption": f"Exact ‖bias‖² and variance of one sampled gradient over the horizon (medians; {world}).",
-        },
+            "series": _along(row, names, key),
+            "caption": caption,
+        }
+        for axis, (row, x, label) in axes.items()
+        for part, (key, caption) in parts.items()
+    ] + [
         {
             "kind": "lines",
             "title": "Mean squared error over the number of samples",
             "x": config["samples"],
             "x_label": f"sampled responses N; T = {horizon}, {kl:g} nats a token",
-            "y_label": _RELATIVE,
+            "y_label": f"mean squared error {_RELATIVE}",
             "log": True,
             "series": {
                 label: [shown[key]["mse"][str(n)][_MEDIAN] for n in config["samples"]]
@@ -88,17 +96,12 @@ def frontier_report(
     return {"paragraphs": _paragraphs(slopes), "tables": [_table(cells)], "figures": figures}
 
 
-def _parts(row: Sequence[Cell], names: Mapping[str, str]) -> dict[str, list[float]]:
-    """Bias² where there is any, and variance, of each estimator along a row of cells."""
-
-    def read(key: str, part: str) -> list[float]:
-        return [c["estimators"][key][part][_MEDIAN] for c in row]
-
-    biases = {
-        f"{label}: bias²": read(key, "bias2") for key, label in names.items() if "baseline" not in label
-    }
-    kept = {label: values for label, values in biases.items() if max(values) > 0}
-    return kept | {f"{label}: variance": read(key, "variance") for key, label in names.items()}
+def _along(row: Sequence[Cell], names: Mapping[str, str], part: str) -> dict[str, list[float]]:
+    """Medians of each estimator along a row of cells; a baseline does not change the mean, nor then the bias."""
+    series = {label: [c["estimators"][key][part][_MEDIAN] for c in row] for key, label in names.items()}
+    if part == "bias2":
+        return {label: x for label, x in series.items() if max(x) > 0 and "baseline" not in label}
+    return series
 
 
 def _crossings(cells: Sequence[Cell], config: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 GROUPS = (
     ("Real models", "benchmarks/results", "*.json"),
+    ("Gradients", "figures/data", "gradient_*.json"),
     ("Simulations", "figures/data", "sim_*.json"),
 )
 
