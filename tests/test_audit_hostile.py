@@ -107,6 +107,17 @@ ONE_LINE = {
         npz({"log_probs": np.asfortranarray(np.zeros((2, 3)))}),
         ["log_probs", "C order"],
     ),
+    "npz with text for rewards": (npz(TABLE | {"rewards": np.array(["a", "b"])}), ["'rewards'", "numbers"]),
+    "npz with a table for groups": (npz(TABLE | {"prompt_id": np.zeros((2, 3))}), ["'group'", "(2, 3)", "(2,)"]),
+    "npz without a sequence": (npz({k: v[:0] for k, v in TABLE.items()}), ["no sequences"]),
+    "safetensors of a fractional shape": (
+        header('{"log_probs": {"dtype": "F32", "shape": [1.5, 4], "data_offsets": [0, 24]}}', b"\0" * 24),
+        ["log_probs", "1.5", "integers"],
+    ),
+    "safetensors of an enormous empty shape": (
+        header('{"log_probs": {"dtype": "F32", "shape": [0, %d], "data_offsets": [0, 0]}}' % 10**30),
+        ["log_probs", "integers"],
+    ),
     "huge safetensors header": (struct.pack("<Q", 2**60) + b"{" + b" " * 50, [str(2**60)]),
     "safetensors of bad json": (header('{"a": [}'), ["header"]),
     "safetensors beyond the file": (
@@ -179,6 +190,36 @@ def test_a_pt_file_with_code_is_refused(tmp_path):
     with pytest.raises(ValueError, match="plain tensors"):
         audit_logs(tmp_path / "a.pt")
     assert not Path("/tmp/opdtheory-was-here").exists()
+
+
+def test_a_compressed_pt_file_is_refused_before_it_is_unpacked(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"log_probs": torch.zeros(1, 4)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as whole,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for info in whole.infolist():
+            bomb = info.filename.endswith("data/0")
+            packed.writestr(info.filename, bytes(1 << 24) if bomb else whole.read(info))
+    with pytest.raises(ValueError, match=r"compressed to .* expected members stored plainly"):
+        audit_logs(tmp_path / "b.pt")
+
+
+def test_structs_in_parquet_are_refused_with_their_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"log_probs": [[-1.0]], "rollout_log_probs": [{"a": 1}]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="row 0, key 'rollout_log_probs': dict"):
+        audit_logs(tmp_path / "a.parquet")
+
+
+def test_answers_without_a_token_in_a_table_are_empty_sequences():
+    columns = {"tokens": np.zeros((3, 0), int), "rollout_log_probs": np.zeros((3, 0)), "log_probs": np.zeros((3, 0))}
+    report = audit_logs(columns)
+    assert report.state.sequence_count == 3 and report.state.token_count == 0
+    assert "empty_sequence" in [w["code"] for w in report.warnings]
 
 
 def test_readable_records_and_files_are_kept(tmp_path):

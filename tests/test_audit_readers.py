@@ -40,6 +40,33 @@ def test_every_format_gives_the_same_numbers(name, tmp_path):
     assert not report.errors
 
 
+def test_the_documented_hook_writes_what_the_reader_reads(tmp_path):
+    """The ten lines of the documentation, run as they stand on a trainer's tensors."""
+    import re
+    from pathlib import Path
+
+    import torch
+
+    text = (Path(__file__).parent.parent / "docs" / "audit.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    names: dict = {}
+    exec(code, names)
+    table = files.padded()
+    batch = {
+        "responses": torch.tensor(table["tokens"]),
+        "response_mask": torch.tensor(table["response_mask"]),
+        "old_log_probs": torch.tensor(table["old_log_probs"]),
+        "rollout_log_probs": torch.tensor(table["rollout_log_probs"]),
+        "rewards": torch.tensor(table["rewards"]),
+        "prompt_id": ["a", "b"],
+    }
+    names["dump"](tmp_path / "dump.jsonl", batch)
+    report = audit_logs(tmp_path / "dump.jsonl")
+    assert close(report.metrics["k1/mean"].value, files.MEAN_K1) and report.state.sequence_count == 2
+    assert "groups_as_independent" not in [w["code"] for w in report.warnings]
+
+
 def test_steps_come_from_paths_and_give_a_run_view(tmp_path):
     report = audit_logs([files.prime_rl(tmp_path), files.nemo_rl(tmp_path), files.slime(tmp_path, "samples")])
     assert [s["step"] for s in report.to_dict()["steps"]] == [3, 4, 7]

@@ -72,6 +72,8 @@ def audit_logs(
         else Outcome()
     )
     outcome = replace(outcome, errors=faults + outcome.errors)
+    if not outcome.errors and not outcome.total.sequence_count:
+        outcome.errors.append(f"{', '.join(map(str, paths))}: no sequences; expected at least one")
     if strict and outcome.errors:
         raise ValueError(outcome.errors[0])
     return build(outcome, settings)

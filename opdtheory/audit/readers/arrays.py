@@ -82,19 +82,26 @@ def batches(
     if group is not None and group not in table:
         raise InputError(source, "", f"no array {group!r}", "the grouping column")
     key = group or ("group" if "group" in table else None)
+    if key is not None and table[key].shape not in ((shape[0],), (shape[0], 1)):
+        raise InputError(source, f"key {key!r}", f"shape {table[key].shape}", f"({shape[0]},)")
     per = max(1, MAX_BATCH_TOKENS // max(1, shape[1]))
     end = shape[0] if last < 0 else last
     while first < end:
         stop = min(first + per, end)
         if key is not None and stop < end:
-            stop = _between_groups(np.asarray(table[key].fetch(first, stop + 1)), first)
+            stop = _between_groups(_labels(table[key], first, stop + 1), first)
         yield _batch(table, source, group, step, first, stop, shape[1])
         first = stop
 
 
-def _between_groups(names: np.ndarray, first: int) -> int:
+def _labels(column: Column, start: int, stop: int) -> list[Any]:
+    """The group names of some sequences."""
+    return np.asarray(column.fetch(start, stop)).reshape(-1).tolist()
+
+
+def _between_groups(names: list[Any], first: int) -> int:
     """The last row of a stretch at which a new group begins, or its last row if all are one group."""
-    starts = np.flatnonzero([a != b for a, b in pairwise(names.tolist())])
+    starts = np.flatnonzero([a != b for a, b in pairwise(names)])
     return first + (int(starts[-1]) + 1 if len(starts) else len(names) - 1)
 
 
@@ -137,9 +144,17 @@ def _check_shapes(table: Mapping[str, Column], source: str) -> tuple[int, int]:
     vocab = {table[n].shape[2] for n in LOGIT_POLICIES if n in table}
     if len(vocab) > 1:
         raise InputError(source, "logits", f"vocabularies {sorted(vocab)}", "one vocabulary for every policy")
-    for name in ("rewards", "group", "prompt_id", "sample_mask", "advantages"):
-        if name in table and (len(table[name].shape) not in (1, 2) or table[name].shape[0] != shape[0]):
-            raise InputError(source, f"key {name!r}", f"shape {table[name].shape}", f"({shape[0]},)")
+    for name in ("rewards", "sample_mask", "advantages"):
+        if name not in table:
+            continue
+        got, wanted = table[name].shape, [(shape[0],), (shape[0], 1)]
+        if name in ("rewards", "advantages"):
+            wanted.append(shape)
+            if table[name].kind not in "fiub":
+                raise InputError(source, f"key {name!r}", f"dtype kind {table[name].kind!r}", "numbers")
+        if got not in wanted:
+            expected = " or ".join(map(str, dict.fromkeys((wanted[0], wanted[-1]))))
+            raise InputError(source, f"key {name!r}", f"shape {got}", expected)
     for policy in ("train", "rollout", "teacher"):
         pair = [table.get(f"{policy}_topk_{s}") for s in ("ids", "log_probs")]
         if (pair[0] is None) != (pair[1] is None) or (pair[0] and pair[1] and pair[0].shape != pair[1].shape):
@@ -173,7 +188,7 @@ def _batch(
         mask = mask & (np.asarray(table["sample_mask"].fetch(a, b)).reshape(n, -1)[:, :1] != 0)
     kept = np.flatnonzero(mask)
     lengths = mask.sum(axis=1)
-    first = np.where(lengths > 0, mask.argmax(axis=1), 0)
+    first = np.where(lengths > 0, mask.argmax(axis=1), 0) if T else lengths
 
     def flat(name: str) -> np.ndarray:
         values = np.asarray(table[name].fetch(a, b))
@@ -204,7 +219,7 @@ def _batch(
             logits[policy] = Rows(vocab, _row_fetcher(table[name], kept, a, T))
     ids = [f"row {i}" for i in range(a, b)]
     key = group or ("group" if "group" in table else None)
-    names = [f"{source}:{i}" for i in ids] if key is None else np.asarray(table[key].fetch(a, b)).tolist()
+    names = [f"{source}:{i}" for i in ids] if key is None else _labels(table[key], a, b)
     topk = {
         p: (flat(f"{p}_topk_ids").astype(np.int64), flat(f"{p}_topk_log_probs").astype(np.float64))
         for p in ("train", "rollout", "teacher")

@@ -203,20 +203,16 @@ def safetensors_columns(path: Path) -> dict[str, Column]:
 def _tensor_column(path: Path, name: str, entry: Any, base: int, total: int, source: str) -> Column:
     where = f"tensor {name!r}"
     try:
-        kind, shape, (begin, end) = (
-            entry["dtype"],
-            tuple(int(n) for n in entry["shape"]),
-            entry["data_offsets"],
-        )
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise InputError(source, where, f"{str(entry)[:60]!r}", "dtype, shape and data_offsets") from None
+    if not all(type(n) is int and 0 <= n < MAX_MEMBER for n in shape):
+        raise InputError(source, where, f"shape {list(shape)}"[:80], "non-negative integers")
     if kind not in _DTYPES:
         raise InputError(source, where, f"dtype {kind!r}", f"one of {', '.join(_DTYPES)}")
     dtype = np.dtype(_DTYPES[kind])
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    good = (
-        isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end and min(shape, default=0) >= 0
-    )
+    good = isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end
     if not good or end - begin != size or base + end > total:
         found = f"bytes {begin}..{end} for shape {shape} of {kind} in a file of {total} bytes"
         raise InputError(source, where, found, f"{size} bytes inside the file")

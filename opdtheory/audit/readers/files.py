@@ -269,7 +269,8 @@ def _parquet(path: Path, group: str | None, report: Report) -> Iterator[Sequence
 def _arrow_value(scalar: Any) -> Any:
     """A list of numbers without nulls as a numpy array, anything else as plain Python."""
     values = getattr(scalar, "values", None)
-    if values is not None and values.null_count == 0 and values.type.num_fields == 0:
+    # of a struct, ``values`` is a method
+    if values is not None and not callable(values) and values.null_count == 0 and values.type.num_fields == 0:
         try:
             return values.to_numpy(zero_copy_only=False)
         except (ValueError, NotImplementedError):
@@ -284,6 +285,7 @@ def _torch_file(path: Path, unit: Unit, group: str | None, report: Report) -> It
         raise InputError(
             str(path), "", "a .pt file, but torch is not installed", "pip install 'opdtheory[llm]'"
         ) from None
+    _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -294,6 +296,17 @@ def _torch_file(path: Path, unit: Unit, group: str | None, report: Report) -> It
             str(path), "", f"not loadable as plain tensors ({text})", "tensors, numbers, lists and dicts only"
         ) from None
     yield from torch_batches(data, unit, group, report)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing; a compressed member could unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                found = f"{info.file_size} bytes compressed to {info.compress_size}"
+                raise InputError(str(path), f"member {info.filename!r}", found, "members stored plainly by torch.save")
 
 
 def torch_batches(data: Any, unit: Unit, group: str | None, report: Report) -> Iterator[Batch]:
