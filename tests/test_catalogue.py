@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opdtheory import checker, strategies
-from opdtheory.claims import all_claims
+from opdtheory.bounds.registry import REGISTRY
+from opdtheory.claims import all_claims, get
+from opdtheory.claims.order import READING_ORDER, place
 from opdtheory.claims.sources import SOURCES
+from opdtheory.verification import blocks as bl
 from opdtheory.verification import runner
 from opdtheory.verification.arithmetic import compare, precision
 from opdtheory.verification.engine import ROOT
@@ -78,3 +83,45 @@ def test_certificates_and_record_name_each_other():
 def test_the_record_follows_its_schema():
     schema = json.loads((ROOT / "opdtheory/data/results.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(runner.load_record(), schema)
+
+
+@pytest.mark.parametrize("entry", REGISTRY.values(), ids=lambda b: b.id)
+def test_every_bound_is_computed_by_the_entry_it_names(entry):
+    """The calculator and the catalogue use one formula: the sides of the named entry call the bound's own function."""
+    claim = get(entry.claim)
+    size = claim.space.sizes[-1]
+    layout = claim.space.blocks(**size)
+    theta = bl.sample(layout, np.random.default_rng(0), 2, claim.space.pairs)
+    called = set()
+    sys.setprofile(lambda frame, event, _: called.add(frame.f_code) if event == "call" else None)
+    try:
+        with np.errstate(all="ignore"):
+            x = claim.space.build(bl.decode(layout, theta), **size)
+            claim.sides(x)
+            if claim.given is not None:
+                claim.given(x)
+    finally:
+        sys.setprofile(None)
+    assert entry.function.__code__ in called
+
+
+def test_the_catalogue_follows_the_documents():
+    placed = [(list(SOURCES).index(c.source.key), place(c.id)) for c in CLAIMS]
+    assert placed == sorted(placed)
+    named = {f"{source}.{name}" for source, names in READING_ORDER.items() for name in names.split()}
+    assert [n for n in named if not any(c.id == n or c.id.startswith((f"{n}/", f"{n}-")) for c in CLAIMS)] == []
+    last = place("no such statement")[0]
+    assert sum(p[0] == last for _, p in placed) < 10, "all but a few belong to a listed statement"
+
+
+def test_a_wide_sweep_covers_every_size():
+    """V ≤ 4 and T ≤ 6, from the smallest declared size on, for every inequality on trees that is not about short ones."""
+    short = []
+    for claim in CLAIMS:
+        if claim.space is None or claim.relation in {"==", "identity"} or "horizon" not in claim.space.sizes[0]:
+            continue
+        swept = {(s["vocab"], s["horizon"]) for s in (*claim.space.sizes, *claim.space.wide())}
+        low = min(s["horizon"] for s in claim.space.sizes)
+        if not {(v, t) for v in (2, 3, 4) for t in range(low, 7)} <= swept and RECORD.get(claim.id, {}).get("status") in SUPPORTED:
+            short.append(claim.id)
+    assert set(short) == {"opd.iv-vs-ii/t2", "opd.thm3.imm", "opd.thm3.togo", "ours.s11", "trm.a8"}

@@ -167,7 +167,6 @@ def topd_variance_sharp(alpha: Any, score_bound: Any) -> Any:
     "TOP-D gradient variance, logit parametrisation",
     "Θ(α)",
     target="variance",
-    claim="topd.thm4.2-sharp",
     assumptions=("one free logit per token",),
 )
 def topd_variance_softmax(alpha: Any) -> Any:
@@ -180,7 +179,7 @@ def topd_variance_softmax(alpha: Any) -> Any:
     "TOP-D reward second moment, closed form",
     "Θ(α)",
     target="variance",
-    claim="topd.thm4.2-sharp",
+    claim="topd.rem4.3",
 )
 def topd_second_moment_simple(alpha: Any) -> Any:
     """log²(1−α) + C*α ≥ K(α)."""
@@ -220,6 +219,7 @@ def _like(n: Any, x: Any) -> Any:
     source=f"{TOPD}, Theorem 4.4, Eq 12",
     sharpness="tight",
     assumptions=("mixture of whole responses", "errors at most e"),
+    claim="topd.thm4.4/uniform",
 )
 def contraction_sequence(alpha: Any, steps: Any, initial: Any = 2, step_error: Any = 0) -> Any:
     """(1−α)^k·d₀ + e·(1 − (1−α)^k)/α after k steps, each with an L1 error of at most e.
@@ -237,7 +237,7 @@ def contraction_sequence(alpha: Any, steps: Any, initial: Any = 2, step_error: A
     target="distance",
     source=f"{TOPD}, Theorem 4.4, Eq 13",
     sharpness="tight",
-    claim="topd.thm4.4",
+    claim="topd.thm4.4/uniform",
     assumptions=("mixture of whole responses", "errors at most e"),
 )
 def contraction_limit(alpha: Any, step_error: Any) -> Any:
@@ -265,7 +265,6 @@ def contraction_token(alpha: Any, horizon: Any, steps: Any, initial: Any = 2, st
     "(1 − (1−(1−α)^k)^T) d₀",
     target="distance",
     sharpness="tight",
-    claim="topd.thm4.4-token",
     assumptions=("mixture at each token", "no errors between the steps"),
     without=("step_error",),
 )

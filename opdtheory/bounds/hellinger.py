@@ -38,7 +38,7 @@ def hellinger_chain(hellinger2_sum: Any) -> Any:
     return 4 * hellinger2_sum
 
 
-@error_bound("trm.a7/hellinger", "Hellinger-marginal", "T^{3/2} h", claim="trm.a7-hellinger")
+@error_bound("trm.a7/hellinger", "Hellinger-marginal", "T^{3/2} h")
 def hellinger_marginal(horizon: Any, hellinger2_max: Any, *, span: Any = 1) -> Any:
     """(8/3) T^{3/2} h, h the largest squared Hellinger distance ½Σ(√μ−√π)² of any context.
 

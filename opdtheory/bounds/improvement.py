@@ -40,7 +40,6 @@ def minorizer(surrogate: Any, error_bound: Any) -> Any:
     "E[R log W]",
     target="improvement_lower",
     sharpness="tight",
-    claim="ours.s2",
     assumptions=_SHIFTED,
 )
 def log_ratio_lower(reward_log_w: Any) -> Any:
@@ -56,7 +55,6 @@ def log_ratio_lower(reward_log_w: Any) -> Any:
     "E[(1−R) log W]",
     target="improvement_upper",
     sharpness="tight",
-    claim="ours.s2",
     assumptions=("R − max R in place of R − 1",),
 )
 def log_ratio_upper(cost_log_w: Any) -> Any:
@@ -70,7 +68,6 @@ def log_ratio_upper(cost_log_w: Any) -> Any:
     "J(e^{E[R log W]/J} − 1)",
     target="improvement_lower",
     sharpness="tight",
-    claim="ours.s2/exp",
     assumptions=_SHIFTED,
 )
 def exponential_lower(J_behavior: Any, reward_log_w: Any) -> Any:
@@ -84,7 +81,6 @@ def exponential_lower(J_behavior: Any, reward_log_w: Any) -> Any:
     "(1−J)(1 − e^{E[(1−R) log W]/(1−J)})",
     target="improvement_upper",
     sharpness="tight",
-    claim="ours.s2/exp",
     assumptions=_SHIFTED,
 )
 def exponential_upper(J_behavior: Any, cost_log_w: Any, *, span: Any = 1) -> Any:
@@ -116,6 +112,7 @@ def floored_log_ratio_lower(reward_floor_log_w: Any) -> Any:
     "L_M − E[M R Σ k3] − E[(1−M)R]",
     target="improvement_lower",
     assumptions=(*_SHIFTED, "mask in [0, 1]"),
+    claim="ours.s8/masked",
 )
 def masked_lower(masked_surrogate: Any, masked_k3: Any, masked_reward_lost: Any) -> Any:
     """J(π) − J(μ) ≥ E_μ[M R Σ(ρ_t−1)] − E_μ[M R Σ k3(ρ_t)] − E_μ[(1−M)R], M masking responses."""
@@ -134,7 +131,6 @@ def surrogate_limit(kl_seq: Any, *, span: Any = 1) -> Any:
     "Σ TV",
     target="surrogate",
     sharpness="tight",
-    claim="ours.s3",
 )
 def surrogate_limit_tv(tv_sum: Any, *, span: Any = 1) -> Any:
     """L ≤ Σ_t E_{d_t^μ} TV(c_t), because |g(c)| ≤ TV(c)·span."""
@@ -162,7 +158,6 @@ def sequence_tv_sum(tv_sum: Any) -> Any:
     "1 − (1−ε)^T",
     target="sequence_tv",
     sharpness="tight",
-    claim="dppo.b1",
 )
 def sequence_tv_max(horizon: Any, tv_max: Any) -> Any:
     """TV_seq ≤ 1 − (1−ε)^T: never vacuous below ε = 1."""
@@ -187,7 +182,6 @@ def sequence_tv_pinsker(kl_seq: Any) -> Any:
     "√(1 − e^{−D})",
     target="sequence_tv",
     source="Bretagnolle & Huber 1979",
-    claim="topd.pinsker",
 )
 def sequence_tv_bretagnolle_huber(kl_seq: Any) -> Any:
     """TV_seq ≤ √(1 − e^{−D}): stays below one however large D is."""
@@ -200,7 +194,6 @@ def sequence_tv_bretagnolle_huber(kl_seq: Any) -> Any:
     "√D′",
     target="sequence_tv",
     source=f"{TOPD}, end of Section 4.3; Bretagnolle & Huber 1979",
-    claim="topd.pinsker",
 )
 def sequence_tv_reverse(reverse_kl_seq: Any) -> Any:
     """TV_seq ≤ min(√(D′/2), √(1 − e^{−D′})), D′ = KL(π‖μ) of whole responses: both hold in either direction."""
@@ -224,7 +217,6 @@ def sequence_tv_hellinger(horizon: Any, hellinger2_max: Any) -> Any:
     "Trajectory TV, χ²",
     "½√((1+x)^T − 1)",
     target="sequence_tv",
-    claim="ours.s5",
     assumptions=_ABSOLUTE_CONTINUITY,
 )
 def sequence_tv_chi2(horizon: Any, chi2_max: Any) -> Any:
@@ -238,7 +230,6 @@ def sequence_tv_chi2(horizon: Any, chi2_max: Any) -> Any:
     "TV_seq",
     target="improvement",
     sharpness="tight",
-    claim="dppo.b1",
 )
 def improvement_limit(tv_seq: Any, *, span: Any = 1) -> Any:
     """|J(π) − J(μ)| ≤ TV_seq·span, with equality for the reward 1[π(y) > μ(y)]."""
@@ -250,7 +241,6 @@ def improvement_limit(tv_seq: Any, *, span: Any = 1) -> Any:
     "Largest change of J, χ²",
     "sd(R)√((1+x)^T − 1)",
     target="improvement",
-    claim="ours.s5",
     assumptions=_ABSOLUTE_CONTINUITY,
 )
 def improvement_limit_chi2(horizon: Any, chi2_max: Any, reward_sd: Any) -> Any:
@@ -289,7 +279,7 @@ def topd_penalty(horizon: Any, tv_sum: Any, adv_target_max: Any) -> Any:
     "TOP-D monotonic improvement, T_max − 1",
     "ξ T ΣTV",
     target="token_reward_error",
-    claim="topd.thm4.9",
+    claim="topd.thm4.9/horizon",
     assumptions=("token reward frozen at r^π",),
     limit=_gain_limit("adv_target_max"),
 )

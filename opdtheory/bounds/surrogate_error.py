@@ -34,13 +34,13 @@ def trpo_kl(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     return scaled(horizon * (horizon - 1) * kl_max, span)
 
 
-@error_bound("trm.2.4/centred/tv", "TRPO-style centred, TV", "T² ε²", claim="trm.2.4-centred")
+@error_bound("trm.2.4/centred/tv", "TRPO-style centred, TV", "T² ε²")
 def trpo_tv_centred(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
     """T(T−1)ε²: the advantage is centred before it is bounded, |g(c)| ≤ TV(c)·span."""
     return scaled(horizon * (horizon - 1) * tv_max * tv_max, span)
 
 
-@error_bound("trm.2.4/centred/kl", "TRPO-style centred, KL", "T² δ", claim="trm.2.4-centred")
+@error_bound("trm.2.4/centred/kl", "TRPO-style centred, KL", "T² δ")
 def trpo_kl_centred(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     """T(T−1)δ/2: the centred form after Pinsker."""
     return scaled(horizon * (horizon - 1) * kl_max / 2, span)
@@ -56,7 +56,7 @@ def pinsker_marginal(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     return scaled(4 * horizon * sqrt(horizon * kl_max) * sqrt(kl_max) / 3, span)
 
 
-@error_bound("trm.2.5.4/centred", "Pinsker-marginal centred", "T^{3/2} δ", claim="trm.2.5.4")
+@error_bound("trm.2.5.4/centred", "Pinsker-marginal centred", "T^{3/2} δ")
 def pinsker_marginal_centred(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     """(2/3) T^{3/2} δ: half of the printed constant, from |g| ≤ TV·span."""
     return scaled(2 * horizon * sqrt(horizon * kl_max) * sqrt(kl_max) / 3, span)
@@ -80,7 +80,7 @@ def mixed(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     return scaled(2 * horizon * sqrt(kl_max * kl_seq), span)
 
 
-@error_bound("trm.2.5.5/centred", "Mixed centred", "T √(δD)", claim="trm.2.5.5")
+@error_bound("trm.2.5.5/centred", "Mixed centred", "T √(δD)")
 def mixed_centred(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     """T√(δD): half of the printed constant, from |g| ≤ TV·span."""
     return scaled(horizon * sqrt(kl_max * kl_seq), span)
@@ -190,7 +190,6 @@ def sharp_tv(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
     "Sharp TV, step by step",
     "Σ ε_t (1 − Π_{s≠t}(1−ε_s))",
     sharpness="tight",
-    claim="ours.s4",
 )
 def sharp_tv_profile(tv_max_steps: Any, *, span: Any = 1) -> Any:
     """Σ_t ε_t(1 − Π_{s≠t}(1−ε_s)), ε_t the largest token TV of any context of step t; time on the last axis.
@@ -315,7 +314,6 @@ def marginal_tv_simulation(steps_before: Any, tv_max: Any) -> Any:
     "1 − (1−ε)^t",
     target="step",
     sharpness="tight",
-    claim="trm.2.5.1",
 )
 def marginal_tv_sharp(steps_before: Any, tv_max: Any) -> Any:
     """1 − (1−ε)^t: maximal coupling, the two responses part with chance at most ε a step."""

@@ -44,7 +44,7 @@ def reward_bound(x: Any) -> Any:
 )  # fmt: skip
 def thm21(x: Any) -> tuple[Any, Any]:
     """The return falls short of the surrogate by at most 2ξγε²/(1 − γ)²."""
-    return -x.error * (1 - x.gamma) ** 2, 2 * x.adv_max * x.gamma * x.tv_max**2
+    return -x.error, bounds.discounted_printed(x.gamma, x.tv_max, x.adv_max)
 
 
 @claim(
@@ -155,7 +155,7 @@ def thm32(x: Any) -> tuple[Any, Any]:
 )  # fmt: skip
 def b1(x: Any) -> tuple[Any, Any]:
     """TV between the sequence laws is at most the sum over steps of the expected TV at contexts drawn from μ."""
-    return x.tv_seq, x.tv_sum
+    return x.tv_seq, bounds.sequence_tv_sum(x.tv_sum)
 
 
 @claim(

@@ -46,6 +46,7 @@ ANY_SUPPORT = "none on supports"
     OURS,
     "s0",
     "The error is a signed measure",
+    sketch="Error = Σ_y R(y)n(y) and n sums to zero: a linear functional of R in [0, 1] is extremal at R = 1 where n > 0.",
     space=FREE,
     nature="ours",
     sharpness="tight",
@@ -74,6 +75,8 @@ def signed_measure(x: Any) -> Any:
     OURS,
     "s0",
     "The worst reward attains the measure",
+    sketch="With R = 1 where n > 0 the sum is the positive part of n, half of Σ|n|.",
+    latex=r"\textstyle\sum_yn(y)^+=\tfrac12\sum_y|n(y)|",
     space=WORST,
     nature="ours",
     relation="==",
@@ -155,6 +158,8 @@ def sequence_kl(x: Any) -> Any:
     OURS,
     "s1",
     "Both parts of the error have mean D",
+    sketch="E_μ W = 1 under nested supports, so E_μ[W − 1 − log W] = −E_μ log W = D.",
+    latex=r"E_\mu[k_3(W)]=D_{\mathrm{seq}}",
     space=COVERED,
     nature="ours",
     relation="==",
@@ -183,6 +188,8 @@ def parts(x: Any) -> Any:
     OURS,
     "s1",
     "The token part has mean D",
+    sketch="E_μ[ρ_t | c_t] = 1 under nested supports; sum −E_μ log ρ_t over the steps.",
+    latex=r"E_\mu\textstyle\sum_tk_3(\rho_t)=D_{\mathrm{seq}}",
     space=COVERED,
     nature="ours",
     relation="==",
@@ -346,6 +353,7 @@ def chi2(x: Any) -> Any:
     OURS,
     "s5",
     "χ², largest over contexts",
+    sketch="E_μ(W_{t−1} − 1)² ≤ (1+x)^{t−1} − 1 by induction; the sum over t telescopes.",
     space=COVERED,
     nature="ours",
     sharpness="tight",
@@ -431,6 +439,8 @@ def sharp_mixed(x: Any) -> Any:
     OURS,
     "s6",
     "The same in reverse KL",
+    sketch="As s6: Pinsker holds for either direction, and KL(π‖μ) of what follows chains with every term at most δ′.",
+    latex=r"|J(\pi)-J(\mu)-L|\le\sqrt{\tfrac{T(T-1)}2\max_c\mathrm{KL}(\pi\|\mu)(c)\,\sum_tE_{d_t^\mu}\mathrm{KL}(\pi\|\mu)(c_t)}",
     space=_INTERIOR,
     nature="ours",
     sharpness="loose",
@@ -468,6 +478,8 @@ def sharp_mixed_reverse(x: Any) -> Any:
     OURS,
     "s6",
     "Largest reverse KL with summed forward KL",
+    sketch="As s6: the largest divergence bounds what follows, the summed one the step itself, and each may take its own direction.",
+    latex=r"|J(\pi)-J(\mu)-L|\le\sqrt{\tfrac{T(T-1)}2\max_c\mathrm{KL}(\pi\|\mu)(c)\,D_{\mathrm{seq}}}",
     space=_INTERIOR,
     nature="ours",
     sharpness="loose",
@@ -496,4 +508,4 @@ def sharp_mixed_reverse(x: Any) -> Any:
 )
 def sharp_mixed_crossed(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ √(T(T−1)/2·δ′D), δ′ the largest KL(π‖μ), D the summed KL(μ‖π)."""
-    return absolute(x.error), bounds.sharp_mixed(x.horizon, x.reverse_kl_max, x.kl_seq)
+    return absolute(x.error), bounds.sharp_mixed_crossed(x.horizon, x.reverse_kl_max, x.kl_seq)

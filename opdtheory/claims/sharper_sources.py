@@ -51,6 +51,7 @@ entry(
     ),
     latex=r"\mathbb{E}_p[\tilde r\,\nabla\log p]=-\tfrac1{1-\alpha}\nabla\mathrm{JSD}_\alpha(p,q)",
     hypotheses=("p has full support and is differentiable", "0 < α < 1"),
+    sketch="∂JSD_α/∂p_i = −(1−α)·log(m_i/p_i) because ∂m_i/∂p_i = 1 − α and the rest cancels; contract with ∇p_i = p_i∇log p_i.",
     proof=f"{DOC}#topd-eq5-jsd",
     proofs=(_jsd_gradient,),
 )
@@ -60,7 +61,7 @@ _ALPHAS = (0.0625, 0.125, 0.25, 0.5, 0.875)  # exact in binary
 
 def _moment(alpha: float) -> float:
     """K(α) from above."""
-    ball = bounds.topd_second_moment(exact(alpha))
+    ball = bounds.topd_variance_sharp(exact(alpha), 1)
     return float(ball.mid()) * (1 + 1e-12)
 
 
@@ -130,7 +131,7 @@ def _two_tokens(vocab: int) -> list[Values]:
 )
 def second_moment(x: Any) -> Any:
     """E_p[r̃²] ≤ K(α) whatever the vocabulary, checked at α = 1/16, 1/8, 1/4, 1/2 and 7/8 together."""
-    shares = [x.topd_second_moment(alpha) / _MOMENTS[alpha] for alpha in _ALPHAS]
+    shares = [x.topd_second_moment(alpha) / _moment(alpha) for alpha in _ALPHAS]
     largest = shares[0]
     for share in shares[1:]:
         largest = maximum(largest, share)
@@ -243,7 +244,7 @@ def _power_mean_concave() -> Evidence:
 )
 def token_contraction(x: Any) -> Any:
     """d(T_tok π, π*) ≤ (1 − α^T)·d(π, π*): never an expansion, and no smaller factor holds for every pair."""
-    return x.l1_token_mixed(x.alpha), (1 - x.alpha**x.horizon) * x.l1_seq
+    return x.l1_token_mixed(x.alpha), bounds.contraction_token(x.alpha, x.horizon, 1, initial=x.l1_seq)
 
 
 _RATIOS = {f"r{t}": Box((), 0.01, 4.0) for t in range(1, 5)}
@@ -279,6 +280,8 @@ POSTERIOR = algebra(
     TOPD,
     "Theorem 4.4",
     "Sequence-level mixing, token by token",
+    hypotheses=("ρ_t > 0", "0 < α < 1",),
+    sketch="With Z_t = αρ_{1:t} + 1 − α, α_{t+1} = αρ_{1:t}/Z_t and each factor is Z_t/Z_{t−1}.",
     space=_CHAIN,
     nature="ours",
     relation="==",
@@ -421,5 +424,5 @@ def improvement_region(x: Any) -> Any:
 )
 def corrected_improvement(x: Any) -> Any:
     """η(π̃) ≥ η(π) + Σ d^π g′ − 2ξ′(T−1) Σ d^π TV, g′ = E_π̃ A^π − KL(π̃‖π), ξ′ = max |g′|, η = −KL(·‖π*)."""
-    penalty = 2 * (x.horizon - 1) * x.candidate_corrected_g_max * x.candidate_tv_sum
+    penalty = bounds.topd_penalty_fixed(x.horizon, x.candidate_tv_sum, x.candidate_corrected_g_max)
     return x.eta + x.candidate_corrected_surrogate - penalty, x.candidate_eta

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from opdtheory import spaces
+from opdtheory import bounds, spaces
 from opdtheory.claims.sources import TOPD
 from opdtheory.elementary import sqrt
 from opdtheory.spaces import Box, Simplex, Size, Space
@@ -157,6 +157,7 @@ def sequence_level(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Theorem 4.4, Eq 12, with the mixture of Eq 5",
     "Convergence with tokens mixed: the rate",
+    hypotheses=("T ≥ 2, full supports",),
     space=STUDENTS,
     relation="<=",
     corrected_by=("topd.thm4.4-token", "topd.thm4.4-repair", "topd.thm4.4/state"),
@@ -178,6 +179,7 @@ def token_level(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Theorem 4.4, Eq 13, with the mixture of Eq 5",
     "Convergence with tokens mixed: the limit",
+    hypotheses=("T ≥ 2, full supports", "the student stays where it is",),
     space=STUDENTS,
     relation="<=",
     corrected_by=("topd.thm4.4-token",),
@@ -200,6 +202,7 @@ def token_limit(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Theorem 4.4, read per state",
     "Convergence with tokens mixed, measured per state",
+    hypotheses=("any length, full supports",),
     space=ANY_LENGTH,
     relation="==",
     sharpness="identity",
@@ -212,6 +215,12 @@ def token_limit(x: Any) -> tuple[Any, Any]:
     r"T\pi(\cdot|s)-\pi^*(\cdot|s)\|_1=(1-\alpha)\sup_s\|\pi(\cdot|s)-\pi^*(\cdot|s)\|_1",
     mutants=(
         Mutant(
+            "squared",
+            "dies",
+            "one update, not two",
+            {"sides": lambda x: (x.l1_state_mixed_max(x.alpha), (1 - x.alpha) ** 2 * x.l1_state_max)},
+        ),
+        Mutant(
             "whole responses",
             "dies",
             "see topd.thm4.4/token",
@@ -221,7 +230,7 @@ def token_limit(x: Any) -> tuple[Any, Any]:
 )
 def per_state(x: Any) -> tuple[Any, Any]:
     """Mixing token by token multiplies the largest per-state L1 distance to the teacher by exactly 1 − α."""
-    return x.l1_state_mixed_max(x.alpha), (1 - x.alpha) * x.l1_state_max
+    return x.l1_state_mixed_max(x.alpha), bounds.contraction_state(x.alpha, 1, initial=x.l1_state_max)
 
 
 @claim(
@@ -229,6 +238,7 @@ def per_state(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Remark 4.5",
     "Errors are forgotten",
+    hypotheses=("whole responses mixed", "no error after the first law",),
     space=proximal_steps(_STEPS, errors=False),
     relation="==",
     sharpness="identity",
@@ -239,6 +249,12 @@ def per_state(x: Any) -> tuple[Any, Any]:
     "of weight 1 − (1−α)^k.",
     latex=r"d(\pi_{k+n},\pi^*)=(1-\alpha)^n d(\pi_k,\pi^*)\ \text{without errors after step }k",
     mutants=(
+        Mutant(
+            "alpha-for-its-complement",
+            "dies",
+            "the student keeps 1 − α",
+            {"sides": lambda x: (x.l1(_STEPS), x.alpha**_STEPS * x.l1(0))},
+        ),
         Mutant(
             "one step fewer",
             "dies",
@@ -266,6 +282,7 @@ _PROMPTS: tuple[Size, ...] = tuple(
     TOPD,
     "end of section 4.3",
     "From KL to the optimisation error",
+    hypotheses=("KL of whole responses, per prompt",),
     space=spaces.teacher_students(sizes=_PROMPTS + spaces.SMALL[:3], full_support=False),
     relation="<=",
     sharpness="asymptotic",
@@ -292,7 +309,7 @@ def pinsker(x: Any) -> tuple[Any, Any]:
     """The expected L1 distance between the laws of responses is at most √(2·E_x KL(π‖π̃*)), the KL of whole
     responses.
     """
-    return x.l1_seq, sqrt(2 * x.kl_student_teacher_seq)
+    return x.l1_seq, 2 * bounds.sequence_tv_pinsker(x.kl_student_teacher_seq)
 
 
 @claim(
@@ -300,6 +317,7 @@ def pinsker(x: Any) -> tuple[Any, Any]:
     TOPD,
     "end of section 4.3, read per token",
     "From token KL to the optimisation error",
+    hypotheses=("full supports",),
     space=spaces.teacher_students(sizes=TREES, full_support=True),
     relation="<=",
     corrected_by=("topd.pinsker",),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from opdtheory import spaces
+from opdtheory import bounds, spaces
 from opdtheory.claims.sources import TOPD
 from opdtheory.elementary import absolute
 from opdtheory.spaces import Box, Simplex, Space
@@ -86,7 +86,7 @@ def _quoted_regime() -> tuple[bool, str]:
 )
 def frozen(x: Any) -> tuple[Any, Any]:
     """For the reward of π kept fixed, |η_r(π̃) − ζ_π(π̃)| ≤ 2ξ·T_max·ℓ_π·E_{d_norm}TV(π̃, π)."""
-    return _gap(x), _penalty(x, x.horizon)
+    return _gap(x), bounds.topd_penalty(x.horizon, x.candidate_tv_sum, x.candidate_g_max)
 
 
 @claim(
@@ -94,6 +94,7 @@ def frozen(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Theorem 4.9, Eq 62 before its last relaxation",
     "Improvement bound with T_max − 1",
+    hypotheses=("the reward is log(π*/π) of the *old* policy throughout", "EOS counts as a token",),
     space=LONGER,
     relation="<=",
     nature="ours",
@@ -105,10 +106,24 @@ def frozen(x: Any) -> tuple[Any, Any]:
         r"|\eta_r(\tilde\pi)-\zeta_\pi(\tilde\pi)|"
         r"\le2\xi(T_{\max}-1)\ell_\pi\mathbb{E}_{d^\pi_{\rm norm}}[\mathrm{TV}(\tilde\pi,\pi)]"
     ),
+    mutants=(
+        Mutant(
+            "T_max-2",
+            "dies",
+            "a first token moves all later state laws",
+            {"sides": lambda x: (_gap(x), _penalty(x, x.horizon - 2))},
+        ),
+        Mutant(
+            "mean-visits",
+            "dies",
+            "the penalty sums over the states visited",
+            {"sides": lambda x: (_gap(x), _penalty(x, x.horizon - 1) / x.expected_length_student)},
+        ),
+    ),
 )
 def frozen_horizon(x: Any) -> tuple[Any, Any]:
     """For the reward of π kept fixed, |η_r(π̃) − ζ_π(π̃)| ≤ 2ξ·(T_max − 1)·ℓ_π·E_{d_norm}TV(π̃, π)."""
-    return _gap(x), _penalty(x, x.horizon - 1)
+    return _gap(x), bounds.topd_penalty_tight(x.horizon, x.candidate_tv_sum, x.candidate_g_max)
 
 
 @claim(
@@ -116,6 +131,7 @@ def frozen_horizon(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Theorem 4.9 with η as defined in Eqs 2 and 4",
     "Improvement bound for the distillation objective",
+    hypotheses=("full supports",),
     space=STEPS,
     signed=True,
     corrected_by=("topd.thm4.9-fixed", "topd.thm4.9"),
@@ -140,6 +156,7 @@ def refreshed(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Remark 4.10, Eq 15",
     "Raising the bound lowers the KL",
+    hypotheses=("full supports, the penalty as printed",),
     space=STEPS,
     signed=True,
     given=lambda x: [(_minorizer_gain(x), ">", 0)],
@@ -203,6 +220,7 @@ def _cycle_in_fractions() -> Evidence:
     TOPD,
     "Remark 4.10, Eq 15, with exact maximisation",
     "Maximising the bound again and again approaches the teacher",
+    hypotheses=("one state, two tokens, T_max = 1", "exact maximisation over all policies",),
     space=maximisations(2),
     signed=True,
     given=_away,
@@ -228,6 +246,7 @@ def no_cycle(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Remark 4.10, reward frozen",
     "Raising the bound raises the frozen return",
+    hypotheses=("the reward of π kept fixed",),
     space=STEPS,
     signed=True,
     nature="ours",
@@ -235,6 +254,20 @@ def no_cycle(x: Any) -> tuple[Any, Any]:
     proof=f"{PROOFS}#thm4-9",
     sketch="Theorem 4.9 with the frozen reward, and equality of M and η at π̃ = π.",
     latex=r"\eta_r(\tilde\pi)-\eta(\pi)\ge\mathcal M_\pi(\tilde\pi)-\mathcal M_\pi(\pi)",
+    mutants=(
+        Mutant(
+            "penalty-dropped",
+            "dies",
+            "visits change",
+            {"sides": lambda x: (x.candidate_surrogate, x.candidate_return_frozen - x.eta)},
+        ),
+        Mutant(
+            "reward-refreshed",
+            "dies",
+            "see topd.thm4.9/true",
+            {"sides": lambda x: (_minorizer_gain(x), x.candidate_eta - x.eta)},
+        ),
+    ),
 )
 def monotone_frozen(x: Any) -> tuple[Any, Any]:
     """With the reward of π kept fixed, the return rises by at least as much as M does."""

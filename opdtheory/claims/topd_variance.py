@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 
 from opdtheory import bounds, spaces
 from opdtheory.claims.sources import TOPD
-from opdtheory.elementary import exp, log
+from opdtheory.elementary import exp, log, sqrt
 from opdtheory.tabular import SingleState
 from opdtheory.verification import balls
 from opdtheory.verification.blocks import LogBox
@@ -113,7 +113,7 @@ def variance(x: Any) -> tuple[Any, Any]:
     """The variance of r̃ ∇log π at a context is at most M²·|V|·max{log²(1−α), C*α}, C* = log²t*/(t*−1), t* =
     −2/W₀(−2e⁻²).
     """
-    return x.topd_gradient_variance(x.alpha), x.vocab * _SCORE2 * bounds.topd_term_bound(x.alpha)
+    return x.topd_gradient_variance(x.alpha), bounds.topd_variance(x.alpha, x.vocab, sqrt(_SCORE2))
 
 
 # ------------------------------------------------------------------------------------------------ Eq 28
@@ -144,6 +144,7 @@ def _crossings() -> Evidence:
     TOPD,
     "Eqs 18–28",
     "Single-token supremum",
+    hypotheses=("0 < p, q < 1", "0 < α < 1",),
     space=TOKEN,
     relation="<=",
     sharpness="tight",
@@ -196,6 +197,7 @@ def _tangent_is_lambert() -> Evidence:
     TOPD,
     "Eqs 21–27",
     "Exact supremum where the teacher gains",
+    hypotheses=("q ≥ p", "0 < α < 1, given through s = log t",),
     space=spaces.scalars(p=LogBox((), 1e-4, 0.9999), share=(0.0, 1.0), s=(1.6, 1.99)),
     relation="<=",
     nature="ours",
@@ -208,6 +210,20 @@ def _tangent_is_lambert() -> Evidence:
     latex=r"\sup_{q\ge p}p\log^2(\alpha "
     r"q/p+1-\alpha)=\frac{2\alpha\log t}{t},\quad "
     r"t=e^{2+W_0(-2(1-\alpha)e^{-2})}",
+    mutants=(
+        Mutant(
+            "a-hundredth-to-spare",
+            "dies",
+            "attained at q = 1",
+            {"factor": Fraction(99, 100)},
+        ),
+        Mutant(
+            "printed-with-half",
+            "dies",
+            "half of the supremum",
+            {"factor": Fraction(1, 2)},
+        ),
+    ),
 )
 def gaining_token(x: Any) -> tuple[Any, Any]:
     """For q ≥ p (q = p + share·(1 − p)), p·log²(αq/p + 1 − α) ≤ 2αs/eˢ, where s = 2 + W₀(−2(1−α)e⁻²)."""
@@ -257,6 +273,7 @@ def _both_directions() -> Evidence:
     TOPD,
     "Remark 4.3",
     "α controls the variance",
+    hypotheses=("full supports", "0 < α < 1",),
     space=STATES,
     relation="<=",
     sharpness="asymptotic",
@@ -293,6 +310,8 @@ def controls(x: Any) -> tuple[Any, Any]:
     TOPD,
     "Remark 4.3, read as less noise",
     "Mixing lowers the noise relative to the signal",
+    hypotheses=("full supports, free logits",),
+    corrected_by=("topd.rem4.3", "topd.eq5/second-moment"),
     space=spaces.single_states(full_support=True, vocab=(2, 3), extra={"alpha": (0.02, 0.5)}),
     relation="<=",
     checks=(_both_directions,),

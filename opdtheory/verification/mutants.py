@@ -53,34 +53,26 @@ def _generic(claim: Claim, found: SearchResult | None) -> Iterator[Trial]:
             why = "declared best possible" if tight else f"the largest ratio found is {best:.4g}"
             yield claim.scaled(factor), expected, f"constant cut by {percent} %", why
     elif claim.relation in {"==", "identity"}:
-        for percent in (99, 101):
-            yield _with(claim, f"{percent} %", _share(claim.sides, percent)), "dies", f"right side times {percent} %", "an equality"
+        for thousandths in (1, -1):
+            shifted = _with(claim, f"shifted {thousandths}", _apart(claim.sides, thousandths))
+            yield shifted, "dies", f"sides {'+' if thousandths > 0 else '−'}1/1000 apart", "an equality"
     elif found is not None and found.best_score > -1e5:
         expected = "dies" if -found.best_score < 0.9 * _ROOM else "survives"
         why = f"the smallest margin found is {-found.best_score:.4g}"
-        yield _with(claim, "room", _apart(claim)), expected, "a margin of 1/1000 asked for", why
+        sign = 1 if claim.relation in {"<=", "<"} else -1
+        yield _with(claim, "room", _apart(claim.sides, sign)), expected, "a margin of 1/1000 asked for", why
 
 
 def _with(claim: Claim, name: str, sides: Sides) -> Claim:
     return claim.variant(name, {"sides": sides})
 
 
-def _share(sides: Sides, percent: int) -> Sides:
-    def shared(x: Any) -> tuple[Any, Any]:
-        lhs, rhs = sides(x)
-        return 100 * lhs, percent * rhs
-
-    return shared
-
-
-def _apart(claim: Claim) -> Sides:
-    sides = claim.sides
-    assert sides is not None
-    sign = 1 if claim.relation in {"<=", "<"} else -1
+def _apart(sides: Sides, thousandths: int) -> Sides:
+    """The same statement about lhs + ``thousandths``/1000."""
 
     def apart(x: Any) -> tuple[Any, Any]:
         lhs, rhs = sides(x)
-        return 1000 * lhs + sign, 1000 * rhs
+        return 1000 * lhs + thousandths, 1000 * rhs
 
     return apart
 
