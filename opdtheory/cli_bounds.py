@@ -229,8 +229,12 @@ def plan(
     samples: Annotated[Whole, typer.Option(help="Number of independent prompts.")] = None,
     confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
     sd: Annotated[
-        Number, typer.Option(help="Standard deviation of the certified variable; default half the range.")
+        Number, typer.Option(help="Standard deviation of the certified variable; default half its range.")
     ] = None,
+    cap: Annotated[float, typer.Option(help="Weights are cut at this value in the certificates.")] = 2.0,
+    floor: Annotated[
+        float, typer.Option(help="The masked certificate drops responses whose log weight is below −floor.")
+    ] = 1.0,
     json_file: JsonFile = None,
 ) -> None:
     """Divergence budget, interpolation and sample size for a wanted guarantee.
@@ -261,14 +265,10 @@ def plan(
                 alpha, distance, initial=initial, step_error=step_error, horizon=horizon, vocab=vocab,
                 score_bound=score_bound,
             )  # fmt: skip
-        spread = span / 2 if sd is None else sd
         if width is not None:
-            report["sample_sizes"] = planning.sample_sizes(width, confidence, span, spread)
+            report["sample_sizes"] = planning.certificates_of_width(width, confidence, span, sd, cap, floor)
         if samples is not None:
-            widths = planning.certificate_widths(samples, confidence, span, spread)
-            report["widths"] = [
-                {"method": m, "width": float(w), "trust": planning.WIDTHS[m][1]} for m, w in widths.items()
-            ]
+            report["widths"] = planning.certificates_from_samples(samples, confidence, span, sd, cap, floor)
         if not report:
             raise ValueError(
                 "nothing to plan; expected --penalty, --surrogate, --alpha, --width or --samples"
@@ -285,8 +285,8 @@ def plan(
 _SECTIONS = {
     "Largest divergence that keeps the certified error below the penalty": "divergence_budget",
     "Proximal distillation": "distillation",
-    "Independent prompts needed": "sample_sizes",
-    "Width of a one-sided bound": "widths",
+    "Independent prompts needed by each certificate": "sample_sizes",
+    "Width of the one-sided bound of each certificate": "widths",
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from opdtheory import bounds
 from opdtheory.bounds.registry import REGISTRY, UNIT_INTERVAL, Bound, largest_below
+from opdtheory.confidence.certificates import value_ranges
 from opdtheory.quantities import QUANTITIES, check_domain, derive
 
 
@@ -109,6 +110,21 @@ def token_steps_to_distance(
     return steps_to_distance(alpha, goal, 1.0)
 
 
+def fewest_token_steps(alpha: float, target: float, initial: float = 2.0) -> float:
+    """Exact steps of token-level mixing before which no pair of policies, at any horizon, is within ``target``.
+
+    The inverse of ``bounds.contraction_token_floor``.
+
+    >>> fewest_token_steps(0.1, 0.1), token_steps_to_distance(0.1, 16384, 0.1)
+    (20.0, 121.0)
+    """
+    if target >= initial:
+        return 0.0
+    # the weight that k steps leave on the student is (1−α)^k, and the floor grows with it
+    rest = largest_below(lambda b: (float(bounds.contraction_token_floor(1 - b, 1, initial)), target), 1.0)
+    return steps_to_distance(alpha, rest, 1.0)
+
+
 def distillation_plan(
     alphas: Sequence[float] | float,
     target: float,
@@ -123,7 +139,8 @@ def distillation_plan(
     gradient sample.
 
     A row has ``steps`` (whole responses mixed, or state by state), ``steps_token`` (mixed at each
-    token, rate α^T; needs ``horizon``), the limit e/α, K(α)·M², the printed variance bound (needs
+    token, enough for every pair of policies; needs ``horizon``) and ``steps_token_least`` (enough for no pair
+    before; without errors), the limit e/α, K(α)·M², the printed variance bound (needs
     ``vocab``), ``cost`` = steps·K(α)·M² (samples needed for a fixed accuracy of the sum of all steps)
     and the ratio K(α)/α, variance per unit of pull.
     """
@@ -147,6 +164,8 @@ def distillation_plan(
         if horizon is not None:
             length = int(check_domain("horizon", horizon))
             row["steps_token"] = token_steps_to_distance(a, length, target, initial, step_error)
+            if step_error == 0:
+                row["steps_token_least"] = fewest_token_steps(a, target, initial)
         if vocab is not None:
             row["variance_printed"] = float(
                 bounds.topd_variance(a, check_domain("vocab", vocab), score_bound)
@@ -219,6 +238,65 @@ def sample_sizes(
             )
         rows.append({"method": method, "samples": high, "trust": trust})
     return rows
+
+
+def certificates_from_samples(
+    n: int,
+    confidence: float = 0.95,
+    span: float = 1.0,
+    sd: float | None = None,
+    cap: float = 2.0,
+    floor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Width of the one-sided bound of each certificate of :func:`opdtheory.confidence.certify`, by method.
+
+    ``sd`` is the standard deviation of the certified variable; without it half of the variable's range, the worst.
+
+    >>> certificates_from_samples(1000)[0]["width"] < certificates_from_samples(1000)[3]["width"]
+    True
+    """
+    rows = []
+    for name, (least, most) in _ranges(span, cap, floor).items():
+        size = most - least
+        widths = certificate_widths(n, confidence, size, size / 2 if sd is None else sd)
+        rows += [
+            {"certificate": name, "method": m, "width": float(w), "trust": WIDTHS[m][1]}
+            for m, w in widths.items()
+        ]
+    return rows
+
+
+def certificates_of_width(
+    width: float,
+    confidence: float = 0.95,
+    span: float = 1.0,
+    sd: float | None = None,
+    cap: float = 2.0,
+    floor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Independent prompts until the one-sided bound of each certificate is within ``width`` of the sample mean.
+
+    >>> [r["samples"] for r in certificates_of_width(0.05) if r["certificate"] == "tv_seq"]
+    [600, 1055, 600]
+    """
+    rows = []
+    for name, (least, most) in _ranges(span, cap, floor).items():
+        size = most - least
+        rows += [
+            {"certificate": name, **row}
+            for row in sample_sizes(width, confidence, size, size / 2 if sd is None else sd)
+        ]
+    return rows
+
+
+def _ranges(span: float, cap: float, floor: float) -> dict[str, tuple[float, float]]:
+    if not 0 < span < math.inf:
+        raise ValueError(f"span: got {span!r}, expected a positive number")
+    if not 1 <= cap < math.inf:
+        raise ValueError(f"cap: got {cap!r}, expected a finite number of at least 1")
+    if not 0 <= floor < math.inf:
+        raise ValueError(f"floor: got {floor!r}, expected a finite number of at least 0")
+    return value_ranges(span, cap, floor)
 
 
 def _check_sampling(confidence: float, span: float, sd: float) -> None:

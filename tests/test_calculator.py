@@ -372,6 +372,35 @@ def test_token_level_steps_are_minimal() -> None:
     assert planning.token_steps_to_distance(0.1, 100, 2.0) == 0
 
 
+def test_no_pair_is_closer_before_the_fewest_steps() -> None:
+    for alpha, target, initial in ((0.1, 0.1, 2.0), (0.5, 0.01, 1.0), (0.9, 1e-6, 2.0), (0.02, 1.9, 2.0)):
+        steps = int(planning.fewest_token_steps(alpha, target, initial))
+        assert bounds.contraction_token_floor(alpha, steps, initial) <= target * (1 + FLOAT64)
+        assert steps == 0 or bounds.contraction_token_floor(alpha, steps - 1, initial) > target
+        for horizon in (1, 7, 16384):
+            assert steps <= planning.token_steps_to_distance(alpha, horizon, target, initial)
+    assert planning.fewest_token_steps(0.1, 2.0) == 0
+
+
+def test_width_of_each_certificate_is_that_of_its_range() -> None:
+    """The planned Hoeffding width is the one that certify gives for such samples."""
+    rng = np.random.default_rng(0)
+    log_w, rewards = np.log(rng.uniform(0.5, 1.5, 400)), 4 * rng.random(400) - 1
+    found = ot.confidence.certify(
+        log_w, rewards, reward_range=(-1.0, 3.0), method="hoeffding", side="lower", confidence=0.9, cap=1.5
+    )
+    planned = planning.certificates_from_samples(400, 0.9, span=4.0, cap=1.5)
+    widths = {r["certificate"]: r["width"] for r in planned if r["method"] == "hoeffding"}
+    assert set(widths) == {c.name for c in found}
+    for c in found:
+        if c.lower > {"tv_seq": 0.0, "return_truncated": -1.0}.get(c.name, -4.0):
+            assert close(c.estimate - c.lower, widths[c.name], FLOAT64), c.name
+    for row in planning.certificates_of_width(0.3, 0.9, span=4.0, cap=1.5):
+        again = planning.certificates_from_samples(row["samples"], 0.9, span=4.0, cap=1.5)
+        (same,) = (r for r in again if (r["certificate"], r["method"]) == (row["certificate"], row["method"]))
+        assert same["width"] <= 0.3
+
+
 def test_distillation_plan_uses_the_bounds() -> None:
     first, second = planning.distillation_plan([0.1, 0.5], 0.1, horizon=2, vocab=151936, score_bound=2.0)
     assert first["variance"] == pytest.approx(4 * bounds.topd_second_moment(0.1), rel=TIGHT)
@@ -404,6 +433,9 @@ def test_sample_sizes_are_minimal() -> None:
         lambda: planning.sample_sizes(0.1, confidence=1.0),
         lambda: planning.sample_sizes(0.1, sd=0.7),
         lambda: planning.certificate_widths(1),
+        lambda: planning.certificates_from_samples(10, cap=0.5),
+        lambda: planning.certificates_of_width(0.1, span=0.0),
+        lambda: planning.certificates_of_width(0.1, floor=-1.0),
     ],
 )
 def test_planning_refuses_bad_input(call) -> None:
