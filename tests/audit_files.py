@@ -192,13 +192,17 @@ def openai_completions(folder: Path) -> Path:
                 "text_offset": list(range(len(t))),
                 "tokens": [f"token_id:{a}" for a in t],
                 "token_logprobs": r,
-                "top_logprobs": [{f"token_id:{a}": v, "token_id:77": -3.0} for a, v in zip(t, r, strict=True)],
+                "top_logprobs": [
+                    {f"token_id:{a}": v, "token_id:77": -3.0} for a, v in zip(t, r, strict=True)
+                ],
             },
             "log_probs": p,
         }
         for i, (t, r, p) in enumerate(zip(TOKENS, ROLLOUT, TRAIN, strict=True))
     ]
-    return lines(folder / "completions.jsonl", [{"id": "c1", "object": "text_completion", "choices": choices}])
+    return lines(
+        folder / "completions.jsonl", [{"id": "c1", "object": "text_completion", "choices": choices}]
+    )
 
 
 def sglang(folder: Path) -> Path:

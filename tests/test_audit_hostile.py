@@ -108,14 +108,17 @@ ONE_LINE = {
         ["log_probs", "C order"],
     ),
     "npz with text for rewards": (npz(TABLE | {"rewards": np.array(["a", "b"])}), ["'rewards'", "numbers"]),
-    "npz with a table for groups": (npz(TABLE | {"prompt_id": np.zeros((2, 3))}), ["'group'", "(2, 3)", "(2,)"]),
+    "npz with a table for groups": (
+        npz(TABLE | {"prompt_id": np.zeros((2, 3))}),
+        ["'group'", "(2, 3)", "(2,)"],
+    ),
     "npz without a sequence": (npz({k: v[:0] for k, v in TABLE.items()}), ["no sequences"]),
     "safetensors of a fractional shape": (
         header('{"log_probs": {"dtype": "F32", "shape": [1.5, 4], "data_offsets": [0, 24]}}', b"\0" * 24),
         ["log_probs", "1.5", "integers"],
     ),
     "safetensors of an enormous empty shape": (
-        header('{"log_probs": {"dtype": "F32", "shape": [0, %d], "data_offsets": [0, 0]}}' % 10**30),
+        header(f'{{"log_probs": {{"dtype": "F32", "shape": [0, {10**30}], "data_offsets": [0, 0]}}}}'),
         ["log_probs", "integers"],
     ),
     "huge safetensors header": (struct.pack("<Q", 2**60) + b"{" + b" " * 50, [str(2**60)]),
@@ -216,7 +219,11 @@ def test_structs_in_parquet_are_refused_with_their_row(tmp_path):
 
 
 def test_answers_without_a_token_in_a_table_are_empty_sequences():
-    columns = {"tokens": np.zeros((3, 0), int), "rollout_log_probs": np.zeros((3, 0)), "log_probs": np.zeros((3, 0))}
+    columns = {
+        "tokens": np.zeros((3, 0), int),
+        "rollout_log_probs": np.zeros((3, 0)),
+        "log_probs": np.zeros((3, 0)),
+    }
     report = audit_logs(columns)
     assert report.state.sequence_count == 3 and report.state.token_count == 0
     assert "empty_sequence" in [w["code"] for w in report.warnings]

@@ -176,13 +176,17 @@ def test_forms_that_cannot_be_computed_say_what_they_need(distilled):
 
 def test_masks_take_advantages_from_rewards_where_none_were_logged(distilled):
     made = audit_logs(distilled)
-    recorded = distilled | {"advantages": advantages.group_normalize(distilled["rewards"], distilled["group"])}
+    recorded = distilled | {
+        "advantages": advantages.group_normalize(distilled["rewards"], distilled["group"])
+    }
     given_ = audit_logs(recorded)
     assert made.state.sources["advantages"].startswith("rewards")
     assert given_.state.sources["advantages"] == "advantages"
     for name in ("dppo_binary_tv", "dppo_exact_tv", "negative_drop", "opsm_0.5", "opsm_0.0001"):
         assert made.state.masks[name] == given_.state.masks[name]
-    assert any(m.tokens_kept < m.tokens for n, m in made.state.masks.items() if n.startswith(("dppo", "opsm")))
+    assert any(
+        m.tokens_kept < m.tokens for n, m in made.state.masks.items() if n.startswith(("dppo", "opsm"))
+    )
     alone = {k: v for k, v in distilled.items() if k != "group"}
     assert "opsm_0.5" not in audit_logs(alone).state.masks and "trm_max" in audit_logs(alone).state.masks
 

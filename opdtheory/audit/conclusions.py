@@ -55,7 +55,9 @@ def quantities(
             )
             whole = state.sequence_count if "seq" in metric else state.token_count
             if found.count is not None and found.count < COVERED * whole:
-                labels[name] += f", known for {found.count} of {whole} {'sequences' if 'seq' in metric else 'tokens'}"
+                labels[name] += (
+                    f", known for {found.count} of {whole} {'sequences' if 'seq' in metric else 'tokens'}"
+                )
     if state.longest:
         values["horizon"], labels["horizon"] = float(state.longest), "longest response seen"
     certified = state.groups.column("certified").sum()
@@ -170,9 +172,7 @@ def _inputs_of(entry: dict[str, Any], report: dict[str, Any]) -> list[str]:
         seen.append(name)
         origin = report["derived"].get(name)
         if origin is not None:
-            wanted += [
-                q for q in QUANTITIES if q != name and re.search(rf"\b{q}\b", origin["because"])
-            ]
+            wanted += [q for q in QUANTITIES if q != name and re.search(rf"\b{q}\b", origin["because"])]
     return [n for n in seen if n in report["inputs"]]
 
 

@@ -203,9 +203,7 @@ def _mask_warnings(state: State, warn) -> None:  # type: ignore[no-untyped-def]
         kept, tried = state.groups.column(f"kept:{name}"), state.groups.column(f"tried:{name}")
         emptied, prompts = int(((kept == 0) & (tried > 0)).sum()), int((tried > 0).sum())
         if emptied and prompts > 1:
-            warn(
-                "mask_empties_prompt", f"mask {name} removes every token of {emptied} of {prompts} prompts"
-            )
+            warn("mask_empties_prompt", f"mask {name} removes every token of {emptied} of {prompts} prompts")
 
 
 def _surprise_warning(state: State, settings: Settings, policy: str, warn) -> None:  # type: ignore[no-untyped-def]

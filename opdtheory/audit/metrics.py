@@ -106,7 +106,9 @@ def metrics(state: State, settings: Settings) -> dict[str, Metric]:
             out[f"{name}/mean"] = _sequence_mean(state, name, kind, settings.confidence)
             whole = {"max": series.largest, "min": series.least}
             whole |= {q: series.quantile(x) for q, x in QUANTILES.items()}
-            out |= {f"{name}/{k}": Metric(v, "exact", SEQUENCES, None, series.count) for k, v in whole.items()}
+            out |= {
+                f"{name}/{k}": Metric(v, "exact", SEQUENCES, None, series.count) for k, v in whole.items()
+            }
             if name in ("reward", "length"):
                 out[f"{name}/std"] = Metric(
                     math.sqrt(series.variance(1)), "estimate", SEQUENCES, None, series.count

@@ -192,8 +192,9 @@ class Report:
         )
         numbers = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in ("metric", "value", "interval", "is", "over"):
-            side = "right" if name in ("value", "interval") else "left"
-            numbers.add_column(name, justify=side, no_wrap=True)
+            numbers.add_column(
+                name, justify="right" if name in ("value", "interval") else "left", no_wrap=True
+            )
         for name in HEADLINES:
             if name in self.metrics:
                 m = self.metrics[name]

@@ -130,7 +130,9 @@ class State:
         self.checks.inspect(batch, drawn)
         long = np.flatnonzero(batch.lengths >= LONG_ANSWER)
         self.answers.add(batch.token_keys(long), {"count": np.ones(len(long))})
-        if settings.redact:  # what is not remembered cannot be shown, nor lie in the parts of an interrupted run
+        if (
+            settings.redact
+        ):  # what is not remembered cannot be shown, nor lie in the parts of an interrupted run
             batch = replace(batch, tokens=np.full(len(batch.tokens), -1), texts=None)
         self._remember(batch, drawn, tokens)
         return self

@@ -36,7 +36,9 @@ class Outcome:
     def take(self, unit: Unit, state: State, errors: list[str]) -> None:
         if unit.step is not None:
             # the run-level view needs no tokens, only statistics
-            light = replace(state, answers=Groups(), vocabulary=Vocabulary(), texts={}, worst=Top(0), heat=Top(0))
+            light = replace(
+                state, answers=Groups(), vocabulary=Vocabulary(), texts={}, worst=Top(0), heat=Top(0)
+            )
             self.steps.setdefault(unit.step, State(worst=Top(0), heat=Top(0))).merge(light)
         self.total.merge(state)
         self.errors += errors

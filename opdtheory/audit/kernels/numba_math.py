@@ -79,8 +79,8 @@ def square_part(r):  # type: ignore[no-untyped-def]
 def exp_parts(x):  # type: ignore[no-untyped-def]
     """(e^r − 1 − r, 2ⁿ, r, n) with e^x = 2ⁿe^r, |r| ≤ ½ log 2, for −87 ≤ x ≤ 88."""
     n = nearest(x * F(1.4426950408889634))  # type: ignore
-    r = multiply_add(n, F(-0.693359375), x)  # type: ignore
-    r = multiply_add(n, F(2.12194440e-4), r)  # type: ignore
+    r = multiply_add(n, F(-0.693359375), x)
+    r = multiply_add(n, F(2.12194440e-4), r)
     return square_part(r), from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))), r, n
 
 

@@ -91,7 +91,7 @@ def _sums(x, top):  # type: ignore[no-untyped-def]
         total += e
         rest += e if a < F(0) else F(0)
         weighted += e * a
-    return np.float64(nearest(total - rest)) + np.float64(rest), np.float64(weighted)
+    return np.float64(nearest(total - rest)) + np.float64(rest), np.float64(weighted)  # type: ignore[call-arg]
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)

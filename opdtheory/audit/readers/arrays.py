@@ -147,13 +147,13 @@ def _check_shapes(table: Mapping[str, Column], source: str) -> tuple[int, int]:
     for name in ("rewards", "sample_mask", "advantages"):
         if name not in table:
             continue
-        got, wanted = table[name].shape, [(shape[0],), (shape[0], 1)]
+        got, allowed = table[name].shape, [(shape[0],), (shape[0], 1)]
         if name in ("rewards", "advantages"):
-            wanted.append(shape)
+            allowed.append(shape)
             if table[name].kind not in "fiub":
                 raise InputError(source, f"key {name!r}", f"dtype kind {table[name].kind!r}", "numbers")
-        if got not in wanted:
-            expected = " or ".join(map(str, dict.fromkeys((wanted[0], wanted[-1]))))
+        if got not in allowed:
+            expected = " or ".join(map(str, dict.fromkeys((allowed[0], allowed[-1]))))
             raise InputError(source, f"key {name!r}", f"shape {got}", expected)
     for policy in ("train", "rollout", "teacher"):
         pair = [table.get(f"{policy}_topk_{s}") for s in ("ids", "log_probs")]

@@ -306,7 +306,9 @@ def _refuse_compressed(path: Path) -> None:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 found = f"{info.file_size} bytes compressed to {info.compress_size}"
-                raise InputError(str(path), f"member {info.filename!r}", found, "members stored plainly by torch.save")
+                raise InputError(
+                    str(path), f"member {info.filename!r}", found, "members stored plainly by torch.save"
+                )
 
 
 def torch_batches(data: Any, unit: Unit, group: str | None, report: Report) -> Iterator[Batch]:
