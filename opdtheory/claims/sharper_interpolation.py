@@ -22,7 +22,8 @@ def _quarters(x: PolicyPair) -> tuple[Any, Any, Any]:
     """Σ_y μ^{1−λ}π^λ of whole responses at λ = ¼, ½, ¾."""
     mu, pi = (np.asarray(policy.flat_sequence_law) for policy in (x.behavior, x.target))
     middle = sqrt(mu * pi)
-    return tuple(x.behavior._out(terms.sum(axis=0)) for terms in (sqrt(mu * middle), middle, sqrt(middle * pi)))  # type: ignore[return-value]
+    low, mid, high = (x.behavior._out(terms.sum(axis=0)) for terms in (sqrt(mu * middle), middle, sqrt(middle * pi)))
+    return low, mid, high
 
 
 def _kl_to_share(x: PolicyPair, share: Any) -> Any:

@@ -46,7 +46,9 @@ def _generic(claim: Claim, found: SearchResult | None) -> Iterator[Trial]:
         return
     if claim.has_ratio:
         best = found.best_ratio if found is not None else None
-        for percent in CUTS if best is not None else ():
+        if best is None:
+            return
+        for percent in CUTS:
             factor = Fraction(100 - percent, 100)
             tight = claim.sharpness in {"tight", "asymptotic"}
             expected = "dies" if tight or best > float(factor) * (1 + 1e-3) else "survives"

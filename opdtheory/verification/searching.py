@@ -157,11 +157,11 @@ def search(
         if seconds is None or time.perf_counter() - begin > seconds:
             break
     best = max(found, key=lambda f: f.best)
-    size, values = witness(claim, found)
+    shown, values = witness(claim, found)
     reached = [(dict(f.size), f.best) for f in found] if wide else []
     spent = time.perf_counter() - begin
     return SearchResult(
-        claim, False, best.best, best.size, values, None, instances, ascents, spent, seed, note, reached, size
+        claim, False, best.best, best.size, values, None, instances, ascents, spent, seed, note, reached, shown
     )
 
 

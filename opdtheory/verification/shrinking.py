@@ -21,7 +21,7 @@ class Change(NamedTuple):
 
     cost: int
     name: str
-    index: tuple[int, ...]
+    entry: tuple[int, ...]
     new: Any
 
 
@@ -76,7 +76,7 @@ def _scores(claim: Claim, size: Size, values: bl.Values, changes: list[Change]) 
     stacked = {name: np.repeat(array[None], len(changes), axis=0) for name, array in floats.items()}
     for lane, change in enumerate(changes):
         new = bl.to_float({"": np.array(change.new, dtype=object)})[""]
-        stacked[change.name][(lane, *change.index)] = new
+        stacked[change.name][(lane, *change.entry)] = new
     return evaluate(claim, size, stacked, len(changes))
 
 
@@ -98,6 +98,6 @@ def shrink(claim: Claim, size: Size, values: bl.Values, accept: float) -> bl.Val
         if taken is None:
             break
         array = values[taken.name].copy()
-        array[taken.index] = taken.new
+        array[taken.entry] = taken.new
         values = values | {taken.name: array}
     return values
