@@ -1,4 +1,4 @@
-"""The compiled pass against the array code, whose own twin is enumeration."""
+"""The compiled pass and the buffers against the array code, whose own twin is enumeration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from opdtheory import gradients, tabular
-from opdtheory.tabular import Policy, PolicyPair, Reward, TokenTree
+from opdtheory.tabular import Policy, PolicyPair, Reward, TokenTree, buffered, eager, terminal_reward
 from tests.tolerance import FLOAT64, LOOSE64, close
 
 compiled = pytest.importorskip("opdtheory.tabular.compiled", exc_type=ImportError)
 
 SHAPES = [
+    (2, 9, None, 1, ()),
+    (3, 4, 0, 200, ()),
+    (5, 3, 2, 7, (20,)),
+    (1, 2, 0, 3, (4,)),
     (1, 3, None, 1, ()),
     (2, 1, None, 1, ()),
     (3, 3, 1, 2, ()),
@@ -39,35 +43,21 @@ def random_pair(shape, seed=0, closeness=None):
     return PolicyPair(tree, mu, pi, Reward(tree, table, batch))
 
 
-def public_names():
-    sums = [name for name in compiled.SUMMED if name != "variance"]
-    derived = [
-        "J_behavior",
-        "J_target",
-        "reward_sd",
-        "delta",
-        "surrogate_reward",
-        "k3_sum",
-        "w_second_moment",
-    ]
-    return [*sums, *compiled.TAKEN_MAXIMUM, *derived]
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_pass_equals_the_array_code(shape):
-    lazy, eager = random_pair(shape), random_pair(shape)
-    assert eager.precompute() is eager
-    for name in public_names():
-        assert name in vars(eager), name
-        found, expected = getattr(eager, name), getattr(lazy, name)
+    lazy, ready = random_pair(shape), random_pair(shape)
+    assert ready.precompute() is ready
+    for name in eager.USUAL:
+        assert name in vars(ready), name
+        found, expected = getattr(ready, name), getattr(lazy, name)
         assert np.shape(found) == np.shape(expected) == shape[-1], name
         assert close(found, expected, FLOAT64), name
 
 
 @pytest.mark.parametrize("closeness", [1e-2, 1e-5, 1e-8])
 def test_close_policies_keep_relative_accuracy(closeness):
-    lazy, eager = (random_pair((3, 3, 2, 1, (40,)), closeness=closeness) for _ in range(2))
-    eager.precompute()
+    lazy, ready = (random_pair((3, 3, 2, 1, (40,)), closeness=closeness) for _ in range(2))
+    ready.precompute()
     for name in (
         "improvement",
         "surrogate",
@@ -78,19 +68,63 @@ def test_close_policies_keep_relative_accuracy(closeness):
         "reverse_kl_seq",
         "chi2_seq",
     ):
-        assert np.all(np.abs(getattr(eager, name) / getattr(lazy, name) - 1) < LOOSE64), name
+        assert np.all(np.abs(getattr(ready, name) / getattr(lazy, name) - 1) < LOOSE64), name
+
+
+def spread_pair(exponents):
+    tree = TokenTree(2, 1)
+    small = 10.0**-exponents
+    mu = np.stack([small, 1 - small])[:, None, :]
+    return PolicyPair.from_flat(tree, mu, np.roll(mu, 1, axis=2), np.ones_like(mu))
 
 
 def test_spread_ratios():
-    """Logarithms of ratios over the whole range of exponents."""
-    tree = TokenTree(2, 1)
-    small = 10.0 ** -np.arange(1, 300, 23.0)
-    mu = np.stack([small, 1 - small])[:, None, :]
-    pi = np.roll(mu, 1, axis=2)
-    lazy, eager = (PolicyPair.from_flat(tree, mu, pi, np.ones_like(mu)) for _ in range(2))
-    eager.precompute()
+    """Logarithms of ratios over the whole range of exponents that the compiled pass takes."""
+    lazy, ready = (spread_pair(np.arange(1, 100, 7.0)) for _ in range(2))
+    ready.precompute()
+    assert "kl_seq" in vars(ready)
     for name in ("kl_seq", "reverse_kl_seq", "hellinger2_seq"):
-        assert np.all(np.abs(getattr(eager, name) / getattr(lazy, name) - 1) < FLOAT64), name
+        assert np.all(np.abs(getattr(ready, name) / getattr(lazy, name) - 1) < FLOAT64), name
+
+
+def test_vanishing_probabilities_are_left_to_the_array_code():
+    ready = spread_pair(np.arange(1, 300, 23.0)).precompute()
+    assert "kl_seq" not in vars(ready) and np.all(ready.kl_seq > 0)
+    assert compiled.summarise(TokenTree(2, 1), *(np.array([[0.0], [1.0]]),) * 3) is None
+
+
+def test_prompts_without_weight():
+    tree = TokenTree(2, 3, prompts=2, prompt_probs=[0.0, 1.0])
+    mu, pi = (Policy.random(tree, seed=seed) for seed in (1, 2))
+    reward = terminal_reward(tree, lambda prompt, tokens: prompt + sum(tokens))
+    lazy, ready = (PolicyPair(tree, mu, pi, reward) for _ in range(2))
+    ready.precompute()
+    assert all(close(vars(ready)[name], getattr(lazy, name), FLOAT64) for name in eager.USUAL)
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opdtheory.tabular.compiled", None)
+    monkeypatch.delattr(tabular, "compiled")
+
+
+@pytest.mark.parametrize("per_block", [2, 3, 1000])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[-1]])
+def test_buffers_equal_the_array_code(shape, per_block, monkeypatch, without_numba):
+    lazy, ready = random_pair(shape), random_pair(shape)
+    monkeypatch.setattr(buffered, "_BLOCK_NUMBERS", per_block * lazy.tree.pairs_total)
+    ready.precompute(gradient=True)
+    for name in (*eager.USUAL, "flat_target_gradient"):
+        assert np.shape(vars(ready)[name]) == np.shape(getattr(lazy, name))
+        assert close(vars(ready)[name], getattr(lazy, name), FLOAT64), name
+
+
+def test_single_instances_and_zeros_are_left_to_the_array_code(without_numba):
+    pair = random_pair((2, 2, None, 1, ())).precompute()
+    assert "kl_seq" not in vars(pair) and pair.kl_seq > 0
+    sparse = random_pair((3, 2, None, 1, (4,)))
+    sparse.target.flat[0, 0, 2], sparse.target.flat[1, 0, 2] = 0.0, 1.0 - sparse.target.flat[2, 0, 2]
+    assert "kl_seq" not in vars(sparse.precompute()) and np.isinf(sparse.kl_seq).tolist() == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -98,19 +132,15 @@ def test_gradient_equals_the_gradients_module(shape):
     pair = random_pair(shape)
     expected = gradients.return_gradient(pair.target, pair.reward)
     assert all(close(a, b, FLOAT64) for a, b in zip(pair.target_gradient, expected, strict=True))
-    eager = random_pair(shape).precompute(gradient=True)
-    assert "flat_target_gradient" in vars(eager)
-    assert all(close(a, b, FLOAT64) for a, b in zip(eager.target_gradient, expected, strict=True))
+    ready = random_pair(shape).precompute(gradient=True)
+    assert "flat_target_gradient" in vars(ready)
+    assert all(close(a, b, FLOAT64) for a, b in zip(ready.target_gradient, expected, strict=True))
 
 
-def test_zeros_exact_numbers_and_missing_numba_are_left_to_the_array_code(monkeypatch):
+def test_zeros_and_exact_numbers_are_left_to_the_array_code():
     tree = TokenTree(2, 2)
     zeros = Policy.deterministic(tree, [[0], [0, 1]])
     reward = Reward(tree, np.zeros_like(zeros.flat))
     assert "kl_seq" not in vars(PolicyPair(tree, zeros, Policy.uniform(tree), reward).precompute())
     exact = PolicyPair(tree, Policy.uniform(tree, exact=True), Policy.uniform(tree), reward).precompute()
     assert "kl_seq" not in vars(exact) and exact.kl_seq == 0
-    monkeypatch.setitem(sys.modules, "opdtheory.tabular.compiled", None)
-    monkeypatch.delattr(tabular, "compiled")
-    pair = random_pair((2, 2, None, 1, ())).precompute()
-    assert "kl_seq" not in vars(pair) and pair.kl_seq > 0

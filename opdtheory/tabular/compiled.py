@@ -1,14 +1,18 @@
 """All usual quantities of policy pairs in one compiled pass (needs numba, the extra ``opdtheory[fast]``).
 
-Two sweeps over the tree, one backward for values and one forward for measures, in segments of contexts (of
-one instance) or of instances (of a batch) that stay in the first-level cache.  Every inner loop reads and
-writes contiguous arrays and stores one result, so that it compiles to vector instructions.  Probabilities
-must be positive: pairs with zeros are left to the array code.
+A sweep down the tree carries the occupancies, a sweep up does everything else.  Both go by *cells*: at most
+``WIDTH`` numbers, which are neighbouring contexts of one level times instances of a batch.  What a cell needs
+and collects are rows of one small array at fixed distances: it stays in the first-level cache, and every
+loop is seen to read and write apart, so that it compiles to vector instructions.
+
+Probabilities must be at least ``SMALLEST``: pairs with smaller ones are left to the array code.
 """
 
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -18,24 +22,56 @@ from numba.extending import intrinsic
 
 from opdtheory.tabular.tree import TokenTree
 
-__all__ = ["SUMMED", "TAKEN_MAXIMUM", "summarise"]
+__all__ = ["BACKWARD", "SMALLEST", "SUMMED", "TAKEN_MAXIMUM", "summarise"]
 
 SUMMED = (
-    "surrogate", "tv_sum", "kl_seq", "reverse_kl_sum", "reverse_kl_seq", "ratio_martingale", "variance",
-    "expected_length_behavior", "expected_length_target", "error", "error_sup", "tv_seq", "chi2_seq",
-    "hellinger2_seq", "improvement",
+    "surrogate", "tv_sum", "kl_seq", "reverse_kl_sum", "reverse_kl_seq", "ratio_martingale", "reward_sd",
+    "expected_length_behavior", "expected_length_target", "improvement", "error", "error_sup", "tv_seq",
 )  # fmt: skip
-"""Quantities that are sums over contexts or sequences, in the order of the rows of the accumulators."""
+"""Sums over contexts or sequences (of the square, for the standard deviation)."""
 
 TAKEN_MAXIMUM = (
     "tv_max", "kl_max", "reverse_kl_max", "chi2_max", "hellinger2_max", "adv_target_max", "adv_max",
 )  # fmt: skip
-"""Quantities that are maxima over contexts."""
+"""Maxima over contexts."""
 
-_SEGMENT = 512  # contexts of one instance handled together
-_LANES = 256  # instances of a batch handled together
-_KEPT_NUMBERS = 1 << 17  # contexts times instances up to which the scratch memory is kept
+BACKWARD = ("J_behavior", "J_target", "chi2_seq", "hellinger2_seq")
+"""Values of the prompts in a backward recursion, averaged."""
+
+SMALLEST = 1e-100
+"""Three probabilities share one division: their product must not underflow."""
+
+WIDTH = 128  # numbers of a cell
+_KEPT_NUMBERS = 1 << 20  # of scratch memory, up to which it is kept
 _FLAGS = {"contract", "nsz", "arcp"}
+Index = np.uintp  # a signed index may count from the end, which keeps loops from becoming vector ones
+
+
+def _rows(first: int, count: int) -> list[Any]:
+    return [Index((first + i) * WIDTH) for i in range(count)]
+
+
+# Kept of every cell: the state that the sweep down computes, and the values that the sweep up hands on.
+# State: occupancy under μ, what π adds to it, the second-order part of that.
+_D, _SHIFT, _REST = _rows(0, 3)
+# Values: V under μ and π, E_μ W² - 1 and 1 - E_μ √W of what follows.
+_V, _V_PI, _CHI2_AFTER, _HELLINGER2_AFTER = _rows(0, 4)
+_STATE, _VALUES = Index(3 * WIDTH), Index(4 * WIDTH)
+
+# The rows of the cell at work: its state, sums over its actions, and what all cells add up to.
+_COLLECTED_V, _COLLECTED_V_PI, _ON, _OVERLAP, _G, _TV, _KL, _REVERSE, _CHI2, _HELLINGER2, _SPREAD, _ADV = (
+    _rows(3, 12)
+)
+_FIRST_SUM, _FIRST_MAXIMUM = 15, 15 + len(SUMMED)
+(
+    _SURROGATE, _TV_SUM, _KL_SUM, _REVERSE_SUM, _REVERSE_SEQ, _MARTINGALE, _VARIANCE, _LENGTH, _LENGTH_PI,
+    _IMPROVEMENT, _ERROR, _ERROR_SUP, _TV_SEQ,
+) = _rows(_FIRST_SUM, len(SUMMED))  # fmt: skip
+_TV_MAX, _KL_MAX, _REVERSE_MAX, _CHI2_MAX, _H_MAX, _G_MAX, _ADV_MAX = _rows(
+    _FIRST_MAXIMUM, len(TAKEN_MAXIMUM)
+)
+(_LEAST,) = _rows(_FIRST_MAXIMUM + len(TAKEN_MAXIMUM), 1)
+_ROWS = _FIRST_MAXIMUM + len(TAKEN_MAXIMUM) + 1
 
 
 @intrinsic
@@ -59,323 +95,390 @@ def _from_bits(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _log_quotient(u, p, m, diff):  # type: ignore[no-untyped-def]
-    """log u, u = p/m, diff = p - m: e·log 2 + 2 atanh s, s from the difference if the ratio is near one."""
-    bits = _bits(u)  # type: ignore[call-arg,var-annotated]
-    # exponent such that the mantissa lies in [sqrt(1/2), sqrt(2))
-    e = (bits - 0x3FE6A09E667F3BCD) >> 52
-    z = _from_bits(bits - (e << 52))
-    near = e == 0
-    s = (diff if near else z - 1.0) / ((p + m) if near else z + 1.0)
+def _divergences(m, p):  # type: ignore[no-untyped-def]
+    """What an action adds to KL(μ‖π), KL(π‖μ), χ² and twice the squared Hellinger distance; 1/m and √(pm)."""
+    diff = p - m
+    root = np.sqrt(p * m)
+    # scaled = m 2^e lies between 2/3 and 3/2 of p
+    e = (_bits(p) - _bits(m) + (1 << 51)) >> 52  # type: ignore[call-arg]
+    scaled = _from_bits(_bits(m) + (e << 52))
+    # one division for 1/m, 1/(p + scaled) and 1/(p + m + 2 root) = 1/(√p + √m)²
+    near, wide = p + scaled, p + m + 2.0 * root
+    product = m * near
+    inverse = 1.0 / (product * wide)
+    by_wide, rest = product * inverse, wide * inverse
+    by_m, by_near = near * rest, m * rest
+    # log(p/scaled) = 2 atanh s = 2(s + s³·series)
+    s = (p - scaled) * by_near
     w = s * s
-    series = 1.0 / 19.0
-    series = series * w + 1.0 / 17.0
-    series = series * w + 1.0 / 15.0
-    series = series * w + 1.0 / 13.0
-    series = series * w + 1.0 / 11.0
-    series = series * w + 1.0 / 9.0
-    series = series * w + 1.0 / 7.0
-    series = series * w + 1.0 / 5.0
-    series = series * w + 1.0 / 3.0
-    return e * 0.6931471805599453 + 2.0 * (s + s * w * series)
+    series = 0.07559243554362285
+    series = series * w + 0.07641851876201573
+    series = series * w + 0.09092305123147032
+    series = series * w + 0.11111091388337241
+    series = series * w + 0.14285714418022774
+    series = series * w + 0.19999999999667778
+    series = series * w + 0.3333333333333347
+    log = e * 0.6931471805599453 + 2.0 * (s + s * w * series)
+    # for e = 0 the non-negative terms diff - m log(p/m), p log(p/m) - diff without their cancellation
+    square = diff * diff
+    lead = diff * s
+    kl = lead + lead * series * (w - s) if e == 0 else diff - m * log
+    reverse = lead + lead * series * (w + s) if e == 0 else p * log - diff
+    return kl, reverse, square * by_m, square * by_wide, by_m, root
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _zero(x):  # type: ignore[no-untyped-def]
-    for j in range(len(x)):
-        x[j] = 0.0
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _descend(mu, pi, at, state, cell, out, to, n):  # type: ignore[no-untyped-def]
+    """State of the children by one action."""
+    for j in range(n):
+        m, p = mu[at + j], pi[at + j]
+        d, shift, rest = state[cell + _D + j], state[cell + _SHIFT + j], state[cell + _REST + j]
+        diff = p - m
+        out[to + _D + j] = d * m
+        out[to + _SHIFT + j] = shift * p + d * diff
+        out[to + _REST + j] = rest * m + shift * diff
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_product(x, y, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += x[j] * y[j]
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _load(state, cell, work, n):  # type: ignore[no-untyped-def]
+    for j in range(n):
+        work[_D + j] = state[cell + _D + j]
+        work[_SHIFT + j] = state[cell + _SHIFT + j]
+        work[_REST + j] = state[cell + _REST + j]
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _raise_to(x, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        size = abs(x[j])
-        out[j] = size if size > out[j] else out[j]
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _clear(work, n):  # type: ignore[no-untyped-def]
+    for j in range(n):
+        work[_COLLECTED_V + j] = 0.0
+        work[_COLLECTED_V_PI + j] = 0.0
+        work[_ON + j] = 0.0
+        work[_OVERLAP + j] = 0.0
+        work[_G + j] = 0.0
+        work[_TV + j] = 0.0
+        work[_KL + j] = 0.0
+        work[_REVERSE + j] = 0.0
+        work[_CHI2 + j] = 0.0
+        work[_HELLINGER2 + j] = 0.0
+        work[_SPREAD + j] = 0.0
+        work[_ADV + j] = 0.0
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_values(m, p, q, v, gain):  # type: ignore[no-untyped-def]
-    """V^μ and g = Σ (π - μ) Q."""
-    for j in range(len(v)):
-        v[j] += m[j] * q[j]
-        gain[j] += (p[j] - m[j]) * q[j]
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _add_continuing(mu, pi, at, values, child, work, n):  # type: ignore[no-untyped-def]
+    """Add an action that leads to the contexts ``child``."""
+    for j in range(n):
+        m, p = mu[at + j], pi[at + j]
+        q, q_pi = values[child + _V + j], values[child + _V_PI + j]
+        kl, reverse, chi2, hellinger2, by_m, root = _divergences(m, p)
+        diff = p - m
+        work[_COLLECTED_V + j] += m * q
+        work[_COLLECTED_V_PI + j] += p * q_pi
+        work[_G + j] += diff * q
+        work[_TV + j] += abs(diff)
+        work[_KL + j] += kl
+        work[_REVERSE + j] += reverse
+        work[_CHI2 + j] += chi2
+        work[_HELLINGER2 + j] += hellinger2
+        work[_ON + j] += p * (p * by_m) * values[child + _CHI2_AFTER + j]
+        work[_OVERLAP + j] += root * values[child + _HELLINGER2_AFTER + j]
+        least = min(m, p)
+        work[_LEAST + j] = least if least < work[_LEAST + j] else work[_LEAST + j]
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_spread(m, q, v, variance, largest):  # type: ignore[no-untyped-def]
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _add_ending(mu, pi, reward, at, work, n):  # type: ignore[no-untyped-def]
+    """Add an action that ends the sequence."""
+    for j in range(n):
+        m, p, q = mu[at + j], pi[at + j], reward[at + j]
+        kl, reverse, chi2, hellinger2, _, _ = _divergences(m, p)
+        diff = p - m
+        work[_COLLECTED_V + j] += m * q
+        work[_COLLECTED_V_PI + j] += p * q
+        work[_G + j] += diff * q
+        work[_TV + j] += abs(diff)
+        work[_KL + j] += kl
+        work[_REVERSE + j] += reverse
+        work[_CHI2 + j] += chi2
+        work[_HELLINGER2 + j] += hellinger2
+        least = min(m, p)
+        work[_LEAST + j] = least if least < work[_LEAST + j] else work[_LEAST + j]
+        shift = work[_SHIFT + j]
+        rest = work[_REST + j] * m + shift * diff
+        work[_ERROR + j] += rest * q
+        work[_ERROR_SUP + j] += 0.5 * abs(rest)
+        work[_TV_SEQ + j] += 0.5 * abs(shift * p + work[_D + j] * diff)
+
+
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _add_spread(mu, at, q, child, work, n):  # type: ignore[no-untyped-def]
     """Variance of Q under μ, and the largest |Q - V|."""
-    for j in range(len(variance)):
-        gap = q[j] - v[j]
-        variance[j] += m[j] * gap * gap
+    for j in range(n):
+        gap = q[child + j] - work[_COLLECTED_V + j]
+        work[_SPREAD + j] += mu[at + j] * gap * gap
         gap = abs(gap)
-        largest[j] = gap if gap > largest[j] else largest[j]
+        work[_ADV + j] = gap if gap > work[_ADV + j] else work[_ADV + j]
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _invert(m, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] = 1.0 / m[j]
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _add_spread_and_slope(mu, pi, at, q, child, child_pi, work, gradient, n):  # type: ignore[no-untyped-def]
+    """The same, and the gradient d^π π (Q^π - V^π)."""
+    for j in range(n):
+        gap = q[child + j] - work[_COLLECTED_V + j]
+        work[_SPREAD + j] += mu[at + j] * gap * gap
+        gap = abs(gap)
+        work[_ADV + j] = gap if gap > work[_ADV + j] else work[_ADV + j]
+        reach = work[_D + j] + work[_SHIFT + j]
+        gradient[at + j] = reach * pi[at + j] * (q[child_pi + j] - work[_COLLECTED_V_PI + j])
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_kls(m, p, inverse, forward, reverse):  # type: ignore[no-untyped-def]
-    """KL both ways from non-negative terms."""
-    for j in range(len(forward)):
-        diff = p[j] - m[j]
-        log = _log_quotient(p[j] * inverse[j], p[j], m[j], diff)
-        forward[j] += diff - m[j] * log
-        reverse[j] += p[j] * log - diff
+@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, forceinline=True)
+def _collect(work, values, cell, n):  # type: ignore[no-untyped-def]
+    """Add the cell's contexts to the sums, raise the maxima to them, and hand on their values."""
+    for j in range(n):
+        d, shift, g = work[_D + j], work[_SHIFT + j], work[_G + j]
+        tv, hellinger2 = 0.5 * work[_TV + j], 0.5 * work[_HELLINGER2 + j]
+        kl, reverse, chi2, adv = work[_KL + j], work[_REVERSE + j], work[_CHI2 + j], work[_ADV + j]
+        d_pi, size = d + shift, abs(g)
+        work[_SURROGATE + j] += d * g
+        work[_TV_SUM + j] += d * tv
+        work[_KL_SUM + j] += d * kl
+        work[_REVERSE_SUM + j] += d * reverse
+        work[_REVERSE_SEQ + j] += d_pi * reverse
+        work[_MARTINGALE + j] += shift * shift / d * chi2 if shift != 0.0 else 0.0
+        work[_VARIANCE + j] += d * work[_SPREAD + j]
+        work[_LENGTH + j] += d
+        work[_LENGTH_PI + j] += d_pi
+        work[_IMPROVEMENT + j] += d_pi * g
+        work[_TV_MAX + j] = tv if tv > work[_TV_MAX + j] else work[_TV_MAX + j]
+        work[_KL_MAX + j] = kl if kl > work[_KL_MAX + j] else work[_KL_MAX + j]
+        work[_REVERSE_MAX + j] = reverse if reverse > work[_REVERSE_MAX + j] else work[_REVERSE_MAX + j]
+        work[_CHI2_MAX + j] = chi2 if chi2 > work[_CHI2_MAX + j] else work[_CHI2_MAX + j]
+        work[_H_MAX + j] = hellinger2 if hellinger2 > work[_H_MAX + j] else work[_H_MAX + j]
+        work[_G_MAX + j] = size if size > work[_G_MAX + j] else work[_G_MAX + j]
+        work[_ADV_MAX + j] = adv if adv > work[_ADV_MAX + j] else work[_ADV_MAX + j]
+        values[cell + _V + j] = work[_COLLECTED_V + j]
+        values[cell + _V_PI + j] = work[_COLLECTED_V_PI + j]
+        values[cell + _CHI2_AFTER + j] = work[_ON + j] + chi2
+        values[cell + _HELLINGER2_AFTER + j] = work[_OVERLAP + j] + hellinger2
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_tv_and_chi2(m, p, inverse, tv, chi2):  # type: ignore[no-untyped-def]
-    for j in range(len(tv)):
-        diff = p[j] - m[j]
-        tv[j] += 0.5 * abs(diff)
-        chi2[j] += diff * (diff * inverse[j])
+@numba.njit(error_model="numpy", nogil=True, forceinline=True)
+def _visit(mu, pi, reward, gradient, plan, k, lanes, first, unit, values, work):  # type: ignore[no-untyped-def]
+    """Everything about the contexts of cell ``k``, whose state is in ``work``."""
+    n = plan.size[k] * unit
+    _clear(work, n)
+    inner = plan.branching if k < plan.above else Index(0)
+    for a in range(plan.actions):
+        at = (a * plan.contexts + plan.start[k]) * lanes + first
+        if a < inner:
+            child = plan.child[k, a] * _VALUES + plan.offset[k, a] * unit
+            _add_continuing(mu, pi, at, values, child, work, n)
+        else:
+            _add_ending(mu, pi, reward, at, work, n)
+    for a in range(plan.actions):
+        at = (a * plan.contexts + plan.start[k]) * lanes + first
+        if a < inner:
+            child = plan.child[k, a] * _VALUES + plan.offset[k, a] * unit
+            if len(gradient) > 0:
+                _add_spread_and_slope(mu, pi, at, values, child, child + _V_PI, work, gradient, n)
+            else:
+                _add_spread(mu, at, values, child, work, n)
+        elif len(gradient) > 0:
+            _add_spread_and_slope(mu, pi, at, reward, at, at, work, gradient, n)
+        else:
+            _add_spread(mu, at, reward, at, work, n)
+    _collect(work, values, k * _VALUES, n)
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_error(rest, reward, error, size):  # type: ignore[no-untyped-def]
-    for j in range(len(error)):
-        error[j] += rest[j] * reward[j]
-        size[j] += 0.5 * abs(rest[j])
+@numba.njit(error_model="numpy", nogil=True, forceinline=True)
+def _sweep(mu, pi, reward, gradient, plan, lanes, first, unit, state, values, work):  # type: ignore[no-untyped-def]
+    """Both sweeps over ``unit`` instances from number ``first`` of ``lanes``."""
+    one = Index(1)
+    for k in range(plan.roots):
+        for i in range(plan.size[k]):
+            for j in range(unit):
+                at = k * _STATE + i * unit + j
+                state[at + _D] = plan.weights[plan.start[k] + i]
+                state[at + _SHIFT] = 0.0
+                state[at + _REST] = 0.0
+    for k in range(plan.before):
+        n = plan.size[k] * unit
+        for a in range(plan.branching):
+            at = (a * plan.contexts + plan.start[k]) * lanes + first
+            to = plan.child[k, a] * _STATE + plan.offset[k, a] * unit
+            _descend(mu, pi, at, state, k * _STATE, state, to, n)
+    # the last level gets its state just before it is visited; in the order of the tables
+    for a in range(plan.branching):
+        for k in range(plan.before, plan.above):
+            at = (a * plan.contexts + plan.start[k]) * lanes + first
+            below, offset = plan.child[k, a], plan.offset[k, a]
+            _descend(mu, pi, at, state, k * _STATE, work, offset * unit, plan.size[k] * unit)
+            if offset + plan.size[k] == plan.size[below]:
+                _visit(mu, pi, reward, gradient, plan, below, lanes, first, unit, values, work)
+    for i in range(plan.stored):
+        k = plan.stored - one - i
+        _load(state, k * _STATE, work, plan.size[k] * unit)
+        _visit(mu, pi, reward, gradient, plan, k, lanes, first, unit, values, work)
 
 
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_hellinger2(m, p, root, out):  # type: ignore[no-untyped-def]
-    """(√p - √m)² = (p - m)²/(p + m + 2√(pm)), and the root √(pm)."""
-    for j in range(len(out)):
-        diff = p[j] - m[j]
-        mean = np.sqrt(p[j] * m[j])
-        root[j] = mean
-        out[j] += 0.5 * diff * (diff / (p[j] + m[j] + 2.0 * mean))
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _step_second(second, inverse, p, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] = second[j] * (p[j] * (p[j] * inverse[j]))
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_tv_of_shift(d, shift, m, p, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += 0.5 * abs(shift[j] * p[j] + d[j] * (p[j] - m[j]))
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_total_product(d, shift, y, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += (d[j] + shift[j]) * y[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add_ratio_square(d, shift, y, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += shift[j] * shift[j] / d[j] * y[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _add(x, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] += x[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _step_law(d, m, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] = d[j] * m[j]
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _step_shift(d, shift, m, p, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] = shift[j] * p[j] + d[j] * (p[j] - m[j])
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _step_remainder(rest, shift, m, p, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] = rest[j] * m[j] + shift[j] * (p[j] - m[j])
-
-
-@numba.njit(fastmath=_FLAGS, error_model="numpy", nogil=True, cache=True)
-def _gradient(d, shift, p, q, v, out):  # type: ignore[no-untyped-def]
-    for j in range(len(out)):
-        out[j] = (d[j] + shift[j]) * p[j] * (q[j] - v[j])
+@numba.njit(error_model="numpy", nogil=True, forceinline=True)
+def _reduce(plan, work, values, first, unit, out):  # type: ignore[no-untyped-def]
+    """Sums and maxima of every instance over the contexts that shared a cell; means of backward values."""
+    summed, rows = Index(len(SUMMED)), Index(len(SUMMED) + len(TAKEN_MAXIMUM))
+    least = np.inf
+    for j in range(plan.width * unit):
+        least = min(least, work[_LEAST + j])
+    for r in range(rows):
+        row = _SURROGATE + r * Index(WIDTH)
+        for j in range(unit):
+            out[r, first + j] = work[row + j]
+        for i in range(Index(1), plan.width):
+            for j in range(unit):
+                x = work[row + i * unit + j]
+                out[r, first + j] = out[r, first + j] + x if r < summed else max(out[r, first + j], x)
+    for r in range(Index(len(BACKWARD))):
+        for j in range(unit):
+            out[rows + r, first + j] = 0.0
+        for k in range(plan.roots):
+            for i in range(plan.size[k]):
+                weight = plan.weights[plan.start[k] + i]
+                at = k * _VALUES + r * Index(WIDTH) + i * unit
+                for j in range(unit):
+                    out[rows + r, first + j] += weight * values[at + j]
+    variance = (_VARIANCE - _SURROGATE) // Index(WIDTH)
+    for k in range(plan.roots):
+        for i in range(plan.size[k]):
+            weight = plan.weights[plan.start[k] + i]
+            at = k * _VALUES + i * unit
+            for j in range(unit):
+                gap = values[at + j] - out[rows, first + j]
+                out[variance, first + j] += weight * gap * gap
+    for j in range(unit):
+        out[variance, first + j] = np.sqrt(out[variance, first + j])
+    return least
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
-def _sweep(  # type: ignore[no-untyped-def]
-    mu, pi, reward, weights, offsets, b, lanes, first, unit, width, sums, tops, roots, values, gradient, state
-):
-    """Both sweeps over ``unit`` instances from number ``first`` of ``lanes``, ``width`` contexts at a time.
+def _run(mu, pi, reward, gradient, plan, lanes, unit, state, values, work, out):  # type: ignore[no-untyped-def]
+    first = Index(0)
+    least = np.inf
+    while first < lanes:
+        now = min(unit, lanes - first)
+        work[:] = 0.0
+        work[_LEAST:] = np.inf
+        _sweep(mu, pi, reward, gradient, plan, lanes, first, now, state, values, work)
+        least = min(least, _reduce(plan, work, values, first, now, out))
+        first += unit
+    return least
 
-    Tables are (actions, contexts·lanes); state arrays (contexts·unit).  ``sums`` and ``tops`` are
-    accumulators (quantity, width·unit); ``roots`` (2, unit) gets J of both policies, ``values`` (prompts,
-    unit) V^μ of the prompts, ``gradient`` (like a table, or empty) ∇J(π); ``state`` (9, contexts·unit) is
-    scratch.
+
+class Plan(NamedTuple):
+    """Cells of a tree, level by level: each is a run of contexts of one level.
+
+    The children of a cell by one action are a run within one cell: a level that fits a cell is one, and the
+    cells of the next level hold as many copies of it as fit; below that every cell repeats its parent.
     """
-    actions, horizon = mu.shape[0], len(offsets) - 1
-    value, value_pi, g, variance = state[0], state[1], state[2], state[3]
-    for i in range(4):
-        _zero(state[i])
-    size = width * unit
-    root, rest, inverse = np.empty(size), np.empty(size), np.empty(size)
-    local = np.empty((5, size))
-    wanted = gradient.shape[0] > 0
 
-    for t in range(horizon - 1, -1, -1):
-        count = offsets[t + 1] - offsets[t]
-        for c in range(offsets[t], offsets[t + 1], width):
-            k = min(width, offsets[t + 1] - c)
-            lo, hi = c * unit, (c + k) * unit
-            at, to = c * lanes + first, c * lanes + first + (hi - lo)
-            v, v_pi, gain, spread = value[lo:hi], value_pi[lo:hi], g[lo:hi], variance[lo:hi]
-            for a in range(actions):
-                m, p = mu[a, at:to], pi[a, at:to]
-                if t < horizon - 1 and a < b:
-                    child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
-                    q, q_target = value[child : child + hi - lo], value_pi[child : child + hi - lo]
-                else:
-                    q = reward[a, at:to]
-                    q_target = q
-                _add_values(m, p, q, v, gain)
-                _add_product(p, q_target, v_pi)
-            _raise_to(gain, tops[5, : hi - lo])
-            for a in range(actions):
-                m = mu[a, at:to]
-                if t < horizon - 1 and a < b:
-                    child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
-                    q = value[child : child + hi - lo]
-                else:
-                    q = reward[a, at:to]
-                _add_spread(m, q, v, spread, tops[6, : hi - lo])
+    actions: Any
+    branching: Any  # continuing actions, which come first
+    contexts: Any  # of the tree
+    width: Any  # most contexts in a cell
+    roots: Any  # cells of the first level
+    before: Any  # cells above the last two levels
+    above: Any  # cells above the last level
+    stored: Any  # cells whose state is kept: those above the last level, or all if it is the first
+    start: np.ndarray  # first context of a cell
+    size: np.ndarray  # its contexts
+    child: np.ndarray  # (cells, branching) the cell that holds the children
+    offset: np.ndarray  # and where in it they start
+    weights: np.ndarray  # of the prompts
 
-    d, shift, remainder, overlap, squares = state[4], state[5], state[6], state[7], state[8]
-    for prompt in range(offsets[1]):
-        for j in range(unit):
-            i = prompt * unit + j
-            d[i], shift[i], remainder[i] = weights[prompt], 0.0, 0.0
-            overlap[i], squares[i] = weights[prompt], weights[prompt]
-            values[prompt, j] = value[i]
-            roots[0, j] += weights[prompt] * value[i]
-            roots[1, j] += weights[prompt] * value_pi[i]
 
-    for t in range(horizon):
-        count = offsets[t + 1] - offsets[t]
-        for c in range(offsets[t], offsets[t + 1], width):
-            k = min(width, offsets[t + 1] - c)
-            lo, hi = c * unit, (c + k) * unit
-            n = hi - lo
-            at, to = c * lanes + first, c * lanes + first + n
-            here, change, second = d[lo:hi], shift[lo:hi], remainder[lo:hi]
-            for i in range(5):
-                _zero(local[i, :n])
-            for a in range(actions):
-                m, p = mu[a, at:to], pi[a, at:to]
-                _invert(m, inverse[:n])
-                _add_kls(m, p, inverse[:n], local[1, :n], local[2, :n])
-                _add_tv_and_chi2(m, p, inverse[:n], local[0, :n], local[3, :n])
-                _add_hellinger2(m, p, root[:n], local[4, :n])
-                if wanted:
-                    if t < horizon - 1 and a < b:
-                        child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
-                        q = value_pi[child : child + n]
-                    else:
-                        q = reward[a, at:to]
-                    _gradient(here, change, p, q, value_pi[lo:hi], gradient[a, at:to])
-                if t < horizon - 1 and a < b:
-                    child = (offsets[t + 1] + a * count + c - offsets[t]) * unit
-                    _step_law(here, m, d[child : child + n])
-                    _step_shift(here, change, m, p, shift[child : child + n])
-                    _step_remainder(second, change, m, p, remainder[child : child + n])
-                    _step_law(overlap[lo:hi], root[:n], overlap[child : child + n])
-                    _step_second(squares[lo:hi], inverse[:n], p, squares[child : child + n])
-                else:
-                    _step_remainder(second, change, m, p, rest[:n])
-                    _add_error(rest[:n], reward[a, at:to], sums[9, :n], sums[10, :n])
-                    _add_tv_of_shift(here, change, m, p, sums[11, :n])
-            for i in range(5):
-                _raise_to(local[i, :n], tops[i, :n])
-            _add_product(here, g[lo:hi], sums[0, :n])
-            _add_product(here, local[0, :n], sums[1, :n])
-            _add_product(here, local[1, :n], sums[2, :n])
-            _add_product(here, local[2, :n], sums[3, :n])
-            _add_total_product(here, change, local[2, :n], sums[4, :n])
-            _add_ratio_square(here, change, local[3, :n], sums[5, :n])
-            _add_product(here, variance[lo:hi], sums[6, :n])
-            _add_product(squares[lo:hi], local[3, :n], sums[12, :n])
-            _add_product(overlap[lo:hi], local[4, :n], sums[13, :n])
-            _add(here, sums[7, :n])
-            _add(here, sums[8, :n])
-            _add(change, sums[8, :n])
-            _add_total_product(here, change, g[lo:hi], sums[14, :n])
+@lru_cache(maxsize=64)
+def plan_cells(tree: TokenTree, width: int) -> Plan:
+    """Cells of at most ``width`` contexts."""
+    b, actions = tree.branching, np.arange(tree.branching)
+    begin = np.arange(0, tree.prompts, width)
+    levels = [(begin, np.minimum(width, tree.prompts - begin))]
+    links, number = [], 0
+    for t in range(tree.horizon - 1):
+        begin, count = levels[-1]
+        size, cells = tree.contexts(t), len(begin)
+        number += cells
+        if cells == 1:
+            group = max(1, min(b, width // size))
+            copies = np.arange(0, b, group)
+            levels.append((copies * size, np.minimum(group, b - copies) * size))
+            links.append(((number + actions // group)[None], (actions % group * size)[None]))
+        else:
+            levels.append(((actions[:, None] * size + begin).ravel(), np.tile(count, b)))
+            child = number + np.arange(cells)[:, None] + actions * cells
+            links.append((child, np.zeros_like(child)))
+    cells = len(levels[-1][0])
+    links.append((np.zeros((cells, b), dtype=int),) * 2)
+
+    def joined(parts: list[Any]) -> np.ndarray:
+        return np.concatenate(parts).astype(Index)
+
+    start = joined([begin + tree.offsets[t] for t, (begin, _) in enumerate(levels)])
+    count = joined([count for _, count in levels])
+    return Plan(
+        actions=Index(tree.vocab),
+        branching=Index(b),
+        contexts=Index(tree.contexts_total),
+        width=Index(count.max()),
+        roots=Index(len(levels[0][0])),
+        before=Index(number - (len(levels[-2][0]) if number else 0)),
+        above=Index(number),
+        stored=Index(number or len(start)),
+        start=start,
+        size=count,
+        child=joined([child for child, _ in links]),
+        offset=joined([offset for _, offset in links]),
+        weights=tree.weights(False).reshape(-1),
+    )
 
 
 _kept = threading.local()
 
 
-def _scratch(length: int) -> np.ndarray:
-    """State arrays (9, length); small ones are kept, as fresh memory costs more than the sweep."""
-    if length > _KEPT_NUMBERS:
-        return np.empty((9, length))
-    if getattr(_kept, "block", None) is None or len(_kept.block) < 9 * length:
-        _kept.block = np.empty(9 * length)
-    return _kept.block[: 9 * length].reshape(9, length)
+def _scratch(name: str, length: int) -> np.ndarray:
+    """Memory that starts a cache line; small blocks are kept, as fresh ones cost more than the sweep."""
+    block = getattr(_kept, name, None)
+    if block is None or len(block) < length:
+        block = np.empty(length + 7)
+        block = block[-block.ctypes.data % 64 // 8 :][:length]
+        if length <= _KEPT_NUMBERS:
+            setattr(_kept, name, block)
+    return block
 
 
 def summarise(
     tree: TokenTree, mu: np.ndarray, pi: np.ndarray, reward: np.ndarray, *, gradient: bool = False
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+) -> tuple[dict[str, np.ndarray], np.ndarray | None] | None:
     """Quantities of every instance by name, and ∇J(π) with respect to the logits of π if asked for.
 
-    Arguments are float64 in the inner layout, ``(vocab, contexts_total[, batch])``: positive probabilities
-    and a terminal reward.  Results are scalars or have shape (batch,), the gradient the shape of a table.
+    Arguments are float64 in the inner layout, ``(vocab, contexts_total[, batch])``: probabilities and a
+    terminal reward.  Results are scalars or have shape (batch,), the gradient the shape of a table.  ``None``
+    if a probability is below ``SMALLEST``.
     """
     batch = mu.shape[2:]
     lanes = int(np.prod(batch))
-    tables = [np.ascontiguousarray(x).reshape(tree.vocab, -1) for x in (mu, pi, reward)]
-    weights = np.ascontiguousarray(tree.weights(False), dtype=np.float64)
-    offsets = np.array(tree.offsets, dtype=np.int64)
-    slope = np.empty_like(tables[0]) if gradient else np.empty((0, 0))
-    single = not batch
-    width = min(_SEGMENT, tree.contexts_total) if single else 1
-    parts = []
-    for first in range(0, lanes, _LANES):
-        unit = 1 if single else min(_LANES, lanes - first)
-        sums, tops = np.zeros((len(SUMMED), width * unit)), np.zeros((len(TAKEN_MAXIMUM), width * unit))
-        roots, values = np.zeros((2, unit)), np.empty((tree.prompts, unit))
-        _sweep(  # type: ignore[call-arg]
-            *tables,
-            weights,
-            offsets,
-            tree.branching,
-            lanes,
-            first,
-            unit,
-            width,
-            sums,
-            tops,
-            roots,
-            values,
-            slope,
-            _scratch(tree.contexts_total * unit),
+    names = (*SUMMED, *TAKEN_MAXIMUM, *BACKWARD)
+    out = np.empty((len(names), lanes))
+    tables = [np.ascontiguousarray(x).reshape(-1) for x in (mu, pi, reward)]
+    slope = np.empty_like(tables[0]) if gradient else np.empty(0)
+    if lanes:
+        unit = -(-lanes // -(-lanes // WIDTH))  # equal parts of at most WIDTH instances
+        plan = plan_cells(tree, WIDTH // unit)
+        scratch = (
+            _scratch("state", int(_STATE * plan.stored)),
+            _scratch("values", int(_VALUES) * len(plan.start)),
+            _scratch("work", _ROWS * WIDTH),
         )
-        if single:
-            sums, tops = sums.sum(axis=1, keepdims=True), tops.max(axis=1, keepdims=True)
-        between = weights @ (values - roots[0]) ** 2
-        spread = np.sqrt(between + sums[SUMMED.index("variance")])
-        parts.append(np.concatenate([sums, tops, roots, spread[None]]))
-    rows = np.concatenate(parts, axis=1)
-    names = (*SUMMED, *TAKEN_MAXIMUM, "J_behavior", "J_target", "reward_sd")
-    found = {name: row[0] if single else row for name, row in zip(names, rows, strict=True)}
-    del found["variance"]
+        least = _run(*tables, slope, plan, Index(lanes), Index(unit), *scratch, out)  # type: ignore[call-arg]
+        if not least >= SMALLEST:
+            return None
+    found = dict(zip(names, out if batch else out[:, 0], strict=True))
     return found, slope.reshape(mu.shape) if gradient else None

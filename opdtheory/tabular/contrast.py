@@ -194,21 +194,26 @@ class PolicyContrast:
 
     # ---- divergences at contexts
 
+    @property
+    def _tables(self) -> tuple[np.ndarray, ...]:
+        """μ and π, and π - μ unless it would be a large array."""
+        return (self._mu, self._pi) if self.is_large else (self._mu, self._pi, self._diff)
+
     @cached_property
     def _tv(self) -> np.ndarray:
-        return local.in_chunks(local.tv, 1, self._mu, self._pi)[0]
+        return local.in_chunks(local.tv, 1, *self._tables)[0]
 
     @cached_property
     def _kls(self) -> tuple[np.ndarray, ...]:
-        return local.in_chunks(local.kl_family, 3, self._mu, self._pi)
+        return local.in_chunks(local.kl_family, 3, *self._tables)
 
     @cached_property
     def _chi2(self) -> np.ndarray:
-        return local.in_chunks(local.chi2, 1, self._mu, self._pi)[0]
+        return local.in_chunks(local.chi2, 1, *self._tables)[0]
 
     @cached_property
     def _hellinger2(self) -> np.ndarray:
-        return local.in_chunks(local.hellinger2, 1, self._mu, self._pi)[0]
+        return local.in_chunks(local.hellinger2, 1, *self._tables)[0]
 
     def _contexts_public(self, x: np.ndarray) -> list[np.ndarray]:
         return flat_to_context_levels(self.tree, x, self.batch_shape)
@@ -363,11 +368,13 @@ class PolicyContrast:
 
     @cached_property
     def w_second_moment(self) -> Any:
-        """E_μ W²."""
+        """E_μ W² = 1 + χ²(π‖μ) of the sequences if π is covered, else the sum over the support of μ."""
+        if self._covered:
+            return 1 + self.chi2_seq
 
         def terms(e: Any) -> np.ndarray:
             squares = local.weigh(e.law_pi, local.ratio(e.law_mu, e.law_pi))
-            return squares if self._covered else np.where(e.law_mu > 0, squares, self._zero)
+            return np.where(e.law_mu > 0, squares, self._zero)
 
         return self._sequence_sum(terms)
 

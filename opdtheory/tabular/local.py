@@ -1,6 +1,7 @@
 """Divergences between the action distributions of two policies, at every context.
 
-Arguments ``p``, ``q`` have shape ``(actions, contexts[, batch])``; sums run over the first axis.
+Arguments ``p``, ``q`` have shape ``(actions, contexts[, batch])``; sums run over the first axis.  ``diff`` is
+q - p where the caller has it.
 Floating-point code forms KL from the non-negative terms p·k3(q/p) with log(q/p) taken from the difference q -
 p, so that the KL of nearly equal distributions keeps its relative accuracy.  Support rules: 0·log 0 = 0, and
 a divergence is inf where the first argument's mass is not covered.
@@ -95,17 +96,14 @@ def _touches_zero(x: np.ndarray) -> bool:
     return bool(x.size) and not x.min() > 0
 
 
-def tv(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def tv(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> np.ndarray:
     """Total variation ½ Σ|p - q|."""
-    if p.dtype == object:
-        return asum(absolute(p - q), 0) / 2
-    gap = p - q
-    return np.abs(gap, out=gap).sum(axis=0) / 2
+    return asum(absolute(q - p if diff is None else diff), 0) / 2
 
 
-def chi2(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def chi2(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> np.ndarray:
     """χ²(q‖p) = Σ (q - p)²/p."""
-    return chi2_terms(p, q, q - p).sum(axis=0)
+    return chi2_terms(p, q, q - p if diff is None else diff).sum(axis=0)
 
 
 def chi2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
@@ -120,9 +118,9 @@ def chi2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
     return terms
 
 
-def hellinger2(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def hellinger2(p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None) -> np.ndarray:
     """Squared Hellinger distance ½ Σ(√p - √q)² = 1 - Σ√(pq)."""
-    return hellinger2_terms(p, q, q - p).sum(axis=0) / 2
+    return hellinger2_terms(p, q, q - p if diff is None else diff).sum(axis=0) / 2
 
 
 def hellinger2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarray:
@@ -143,27 +141,32 @@ def hellinger2_terms(p: np.ndarray, q: np.ndarray, diff: np.ndarray) -> np.ndarr
     return terms
 
 
-def kl_family(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def kl_family(
+    p: np.ndarray, q: np.ndarray, diff: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(KL(p‖q), KL(q‖p), E_p k3(q/p)); the last, over supp p, is the first unless q has mass outside."""
     if p.dtype == object:
         k3 = np.frompyfunc(lambda a, b: exact(0) if a == 0 else b - a + rel_entr(a, b), 2, 1)(p, q)
         return asum(rel_entr(p, q), 0), asum(rel_entr(q, p), 0), asum(k3, 0)
-    diff = q - p
-    logs = log_ratio(p, q)
-    with np.errstate(invalid="ignore"):
+    # the terms p·k3(q/p) = |q - p| ∓ p log(q/p) and their mirror image are non-negative; with the absolute
+    # logarithm, from the difference, nothing is lost where p ≈ q
+    gap, smaller = np.abs(q - p if diff is None else diff), np.minimum(p, q)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        logs = gap / smaller
+        np.log1p(logs, out=logs)
         forward = p * logs
-        np.subtract(diff, forward, out=forward)
-        reverse = logs
-        reverse *= q
-        reverse -= diff
-    if _touches_zero(q):
-        np.copyto(reverse, p, where=q == 0)
+        np.subtract(gap, forward, out=forward)
+        np.abs(forward, out=forward)
+        reverse = np.multiply(q, logs, out=logs)
+        reverse -= gap
+        np.abs(reverse, out=reverse)
     outside: Any = 0.0
-    if _touches_zero(p):
-        zero = p == 0
-        np.copyto(forward, 0.0, where=zero)
-        np.copyto(reverse, np.where(q > 0, np.inf, 0.0), where=zero)
-        outside = np.where(zero, q, 0.0).sum(axis=0)
+    if _touches_zero(smaller):
+        p_zero, q_zero = p == 0, q == 0
+        np.copyto(forward, 0.0, where=p_zero)
+        np.copyto(reverse, p, where=q_zero)
+        np.copyto(reverse, np.inf, where=p_zero & ~q_zero)
+        outside = np.where(p_zero, q, 0.0).sum(axis=0)
     k3 = forward.sum(axis=0)
     return k3 + outside, reverse.sum(axis=0), k3
 

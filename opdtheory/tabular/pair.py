@@ -11,6 +11,7 @@ import numpy as np
 from opdtheory.elementary import absolute, amax, amin, asum, exact, maximum, minimum, sqrt
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned, indicator
+from opdtheory.tabular.eager import usual_quantities
 from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.responses import ResponseQuantities
 from opdtheory.tabular.reward import Reward
@@ -86,11 +87,6 @@ class PolicyPair(ResponseQuantities):
         self.scalars = {}
         return self
 
-    def blocks(self, size: int = 256) -> Iterator[PolicyPair]:
-        """Sub-pairs of at most ``size`` instances of a one-dimensional batch: smaller ones stay in cache."""
-        for start in range(0, self.batch_shape[0], size):
-            yield self[start : start + size]
-
     def __getitem__(self, index: Any) -> PolicyPair:
         """Select instances along a one-dimensional batch."""
         part = PolicyPair.from_flat(
@@ -101,32 +97,15 @@ class PolicyPair(ResponseQuantities):
         return part
 
     def precompute(self, *, gradient: bool = False) -> Self:
-        """Compute the usual quantities in one compiled pass, given numba and positive probabilities.
+        """Compute the usual quantities at once, in the fastest way there is; returns the pair itself.
 
-        Otherwise, and for exact numbers, nothing happens: every attribute is computed when asked for.
-        ``gradient`` includes ``flat_target_gradient``.
+        With the extra ``fast`` and positive probabilities in one compiled pass, otherwise block by block of
+        the batch so that each stays in cache.  Attributes and their values are the same without; exact
+        numbers and single instances without the extra are left to be computed on demand.  ``gradient``
+        includes ``flat_target_gradient``.
         """
-        positive = not self.is_exact and all(
-            x.size and x.min() > 0 for x in (self._mu, self._pi, self.tree.weights(False))
-        )
-        if not positive:
-            return self
-        try:
-            from opdtheory.tabular import compiled
-        except ImportError:  # the extra "fast" is not installed
-            return self
-        tables = (self._mu, self._pi, self.reward.flat)
-        found, slope = compiled.summarise(self.tree, *tables, gradient=gradient)
-        found |= {
-            "delta": -found["error"],
-            "surrogate_reward": found["surrogate"],
-            "k3_sum": found["kl_seq"],
-            "w_second_moment": 1 + found["chi2_seq"],
-        }
-        for name, value in found.items():
-            vars(self).setdefault(name, self._out(value))
-        if slope is not None:
-            vars(self).setdefault("flat_target_gradient", slope)
+        for name, value in usual_quantities(self, gradient).items():
+            vars(self).setdefault(name, value if name == "flat_target_gradient" else self._out(value))
         return self
 
     def with_reward(self, reward: Reward | Sequence[Any]) -> PolicyPair:
@@ -238,6 +217,8 @@ class PolicyPair(ResponseQuantities):
 
     @cached_property
     def _flat_g(self) -> np.ndarray:  # type: ignore[override]
+        if not self.is_large:
+            return flow.contract(self._diff, self._q_v[0])
         return self._of_actions(lambda mu, pi, q, v: flow.contract(pi - mu, q))
 
     @cached_property
