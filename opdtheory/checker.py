@@ -2599,7 +2599,7 @@ class Evaluator:
         if op == "const":
             return _as_interval(fraction(args[0], "constant"), self.bits)
         if op == "prim":
-            return self.primitive(*args)
+            return self.primitive(args[0], args[1] if len(args) == 2 else {})
         if op == "pow":
             n = integer(args[1], "exponent", -MAX_POWER, MAX_POWER)
             base = self(args[0], depth + 1)
@@ -2623,9 +2623,11 @@ class Evaluator:
             return integer(value, where, -(10**6), 10**6)
         return fraction(value, where)
 
-    def primitive(self, name: Any, arguments: Any = None) -> Interval:
+    def primitive(self, name: Any, arguments: Any) -> Interval:
         if not isinstance(name, str):
             raise Refused(f"expression: {_short(name)} is not the name of a quantity")
+        if not isinstance(arguments, dict):
+            raise Refused(f"arguments of {_short(name)}: expected an object, got {_short(arguments)}")
         key = json.dumps([name, arguments], sort_keys=True)
         if key in self.known:
             return self.known[key]
@@ -2633,7 +2635,7 @@ class Evaluator:
         if function is None:
             if name not in self.instance.scalars:
                 raise Refused(f"expression: kind {self.kind!r} has no quantity {_short(name)}")
-            if arguments is not None:
+            if arguments:
                 raise Refused(f"expression: the scalar {name!r} takes no arguments")
             value: Any = self.instance.scalars[name]
         else:
@@ -2642,7 +2644,7 @@ class Evaluator:
             expected = list(inspect.signature(function).parameters.values())[1:]
             required = [p.name for p in expected if p.default is inspect.Parameter.empty]
             optional = [p.name for p in expected if p.default is not inspect.Parameter.empty]
-            given = fields({} if arguments is None else arguments, f"arguments of {name}", required, optional)
+            given = fields(arguments, f"arguments of {name}", required, optional)
             value = function(self.instance, **{k: self.argument(k, v) for k, v in given.items()})
         self.known[key] = _as_interval(value, self.bits)
         return self.known[key]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,54 @@ def test_a_changed_digit_is_noticed_by_the_mathematics_too(kind: str) -> None:
     assert noticed > 100
 
 
+HOSTILE: tuple[Any, ...] = (
+    None, True, False, "", "NaN", "inf", "1e9", "0x1", "½", "-0", "2/4", "1/0", "01", " 1", "\ud800", "9" * 3000, "kl_max",
+    [], [[]], {}, {"scalar": "x"}, -1, 7, 10**19,
+)  # fmt: skip
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where the parts of a JSON document are, outermost first."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, part in inner for place in places(part, (*at, key)))]
+
+
+def part(document: Any, place: tuple[Any, ...]) -> Any:
+    return reduce(lambda outer, key: outer[key], place, document)
+
+
+def replaced(certificate: dict[str, Any], place: tuple[Any, ...], change: Callable[[Any], Any]) -> dict[str, Any]:
+    changed = copy.deepcopy(certificate)
+    outer = part(changed, place[:-1])
+    outer[place[-1]] = change(outer[place[-1]])
+    return resealed(changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_part_can_be_replaced_by_anything_strange(kind: str) -> None:
+    """Under a fresh digest, any part replaced or lengthened: refused, or the two sides keep their values to the last bit."""
+    certificate = EXAMPLES[kind]
+    own = checker.check(certificate)
+    refused = 0
+    for place in places(certificate)[1:]:
+        if place[0] in ("claim", "source", "sentence", "sha256"):  # texts and the digest are tested by themselves
+            continue
+        changes: list[Callable[[Any], Any]] = [lambda _, h=h: h for h in HOSTILE]
+        changes += [lambda x: [*x, None] if isinstance(x, list) else None, lambda x: [*x, x[-1]] if isinstance(x, list) and x else None]
+        changes += [lambda x: x | {"extra": "1"} if isinstance(x, dict) else None]
+        for change in changes:
+            changed = replaced(certificate, place, change)
+            if changed == certificate:
+                continue
+            verdict = checker.check(changed)
+            assert not verdict.reason.startswith("not understood"), (place, changed, verdict.reason)
+            refused += not verdict.confirmed
+            if verdict.confirmed:
+                assert (verdict.lhs, verdict.rhs) == (own.lhs, own.rhs), (place, changed)
+                assert type(part(changed, place)) is type(part(certificate, place)), (place, changed)
+    assert refused > 400
+
+
 def test_changes_of_relation_scale_claim_and_kind_are_refused() -> None:
     for certificate in EXAMPLES.values():
         for relation in checker.RELATIONS:
@@ -145,7 +196,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "arity of const": (resealed(SCALAR, lhs=["const", "1", "2"]), "operands"),
     "primitive": (resealed(SCALAR, lhs=["prim", "y"]), "no quantity"),
     "primitive of a pair": (resealed(PAIR, lhs=["prim", "kl_maximum"]), "no quantity"),
-    "arguments of a scalar": (resealed(SCALAR, lhs=["prim", "x", {}]), "takes no arguments"),
+    "arguments of a scalar": (resealed(SCALAR, lhs=["prim", "x", {"t": 0}]), "takes no arguments"),
+    "arguments null": (resealed(PAIR, lhs=["prim", "kl_max", None]), "expected an object"),
+    "arguments a list": (resealed(PAIR, lhs=["prim", "kl_max", []]), "expected an object"),
     "unwanted argument": (resealed(PAIR, lhs=["prim", "kl_max", {"t": 0}]), "unknown key"),
     "missing argument": (resealed(PAIR, lhs=["prim", "tv_step"]), "missing"),
     "step out of range": (resealed(PAIR, lhs=["prim", "tv_step", {"t": 2}]), "from 0 to 1"),
