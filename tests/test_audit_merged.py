@@ -182,6 +182,10 @@ def test_masks_take_advantages_from_rewards_where_none_were_logged(distilled):
     given_ = audit_logs(recorded)
     assert made.state.sources["advantages"].startswith("rewards")
     assert given_.state.sources["advantages"] == "advantages"
+    rows = {m["name"]: m for m in given_.to_dict()["masks"]}
+    assert rows["truncation_cap_2"]["what"].startswith("TIS and CISPO") and all(
+        m["what"] for m in rows.values()
+    )
     for name in ("dppo_binary_tv", "dppo_exact_tv", "negative_drop", "opsm_0.5", "opsm_0.0001"):
         assert made.state.masks[name] == given_.state.masks[name]
     assert any(

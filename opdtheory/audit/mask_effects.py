@@ -17,6 +17,27 @@ from opdtheory.audit.sampled import Drawn
 
 DEFAULT_SUM_K3 = 0.05
 OPSM_DELTAS = (0.5, 1e-4)
+WHAT = {
+    "ppo": "PPO clipping, ratio to the rollout policy",
+    "grpo_clip_higher": "PPO clipping with a higher upper end",
+    "minirl": "PPO clipping, ratio to the old policy",
+    "dppo_binary": "DPPO on the drawn token against the rest",
+    "dppo_topk": "DPPO on the top-k partition with tail",
+    "dppo_exact": "DPPO on the full divergence",
+    "icepop": "IcePop: ratios inside the range",
+    "truncation_cap": "TIS and CISPO: tokens whose weight the cap leaves as it is",
+    "trm_max": "TRM, largest token of the sequence",
+    "trm_avg": "TRM, mean over the sequence",
+    "trm_both": "TRM, largest token and mean",
+    "trm_exact": "TRM on the full divergence",
+    "sum_k3": "Σk3 of the sequence",
+    "negative_drop": "tokens of A < 0 whose probability fell by δ dropped",
+    "opsm": "OPSM: stale sequences of A < 0 dropped",
+    "tropd": "TrOPD: tokens its random gate accepts",
+    "tropd_outlier": "TrOPD: tokens with log(teacher/student) above τ",
+    "verl": "rejection option of that name",
+}
+"""What the masks are whose names begin so; the longest beginning counts."""
 TRM_MAX = 0.69
 """The source of trust region masking gives no number; here a ratio may not leave [½, 2]."""
 
@@ -137,6 +158,15 @@ def _with_advantages(
     tokens("negative_drop", masks.negative_drop(pi, mu, advantages, response), delta=0.5)
     for delta in OPSM_DELTAS:
         tokens(f"opsm_{delta:g}", masks.opsm(pi, mu, advantages, response, delta=delta), delta=delta)
+
+
+def what(name: str) -> str:
+    """One line on the mask of that name.
+
+    >>> what("dppo_exact_tv")
+    'DPPO on the full divergence'
+    """
+    return WHAT[max((w for w in WHAT if name.startswith(w)), key=len)]
 
 
 def count(batch: Batch, kept: np.ndarray, parameters: dict[str, float], k3: np.ndarray | None) -> MaskCount:

@@ -14,7 +14,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from opdtheory.audit import advantage_forms, certify, compat, conclusions, estimators, findings, texts
+from opdtheory.audit import (
+    advantage_forms,
+    certify,
+    compat,
+    conclusions,
+    estimators,
+    findings,
+    mask_effects,
+    texts,
+)
 from opdtheory.audit.metrics import Metric, metrics
 from opdtheory.audit.settings import Settings
 from opdtheory.audit.state import State
@@ -92,6 +101,7 @@ class Report:
             "masks": [
                 {
                     "name": name,
+                    "what": mask_effects.what(name),
                     "parameters": count.parameters,
                     "tokens_kept": count.tokens_kept,
                     "tokens": count.tokens,
