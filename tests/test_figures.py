@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from matplotlib.figure import Figure
@@ -24,6 +25,23 @@ def test_axes_are_labelled_and_series_named(name):
         assert axes.get_xlabel()
         drawn = [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
         assert drawn and all(len(set(map(float, line.get_xdata()))) > 1 for line in drawn)
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_committed_figures_are_those_of_the_committed_data(name):
+    """The caption quotes numbers of the recorded document: the committed one is what the document says now."""
+    caption = FIGURES[name](json.loads((DATA / f"{name}.json").read_text()), Figure())
+    assert f"**{name}.** {caption}" in (ROOT / "figures" / "captions.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*_*.json")), ids=lambda p: p.stem)
+def test_figures_of_records_are_committed(path):
+    document = json.loads(path.read_text())
+    captions = (ROOT / "figures" / "captions.md").read_text()
+    for entry in document["report"]["figures"]:
+        stem = f"{document['experiment']}-{re.sub(r'[^a-z0-9]+', '-', entry['title'].lower()).strip('-')}"
+        assert (ROOT / "figures" / f"{stem}.svg").exists(), stem
+        assert f"**{stem}.** {entry.get('caption') or entry['title']}" in captions
 
 
 def test_the_tightness_figure_shows_every_ratio_of_the_record():

@@ -210,6 +210,31 @@ def test_recorded_data_is_reproduced() -> None:
     assert {p.stem for p in RECORDED.glob("*.json")} >= set(STUDIES)
 
 
+def test_recorded_scaling_and_variance_are_reproduced() -> None:
+    """The slower studies in part: the short horizons of every level, the small vocabularies at every α."""
+    recorded = json.loads((RECORDED / "error-scaling.json").read_text())
+    assert {(s["divergence"], s["level"]) for s in recorded["studies"]} == {
+        (d, level) for d, levels in horizon.LEVELS.items() for level in levels
+    }
+    for known in recorded["studies"]:
+        assert {r["horizon"] for r in known["rows"]} == set(horizon.HORIZONS)
+        fresh = jsonable(horizon.error_scaling(known["divergence"], known["level"], (16, 256)))
+        for part in ("rows", "supremum"):
+            again = [r for r in known[part] if r["horizon"] in (16, 256)]
+            _same(fresh[part], again, f"{known['divergence']} {known['level']} {part}")
+        # the exponents are those of the recorded rows
+        for fit in known["exponents"]:
+            if fit["series"] == "measured":
+                rows = [r for r in known["rows"] if r["family"] == fit["family"]]
+                line = horizon.fitted_exponent([r["horizon"] for r in rows], [r["error"] for r in rows])
+                _same(line, {k: fit[k] for k in line}, fit["family"])
+    recorded = json.loads((RECORDED / "topd-variance.json").read_text())
+    assert {r["vocab"] for r in recorded["rows"]} == set(proximal.VOCABULARIES)
+    fresh = jsonable(proximal.variance_over_alpha(vocabularies=(2, 100), seeds=recorded["config"]["seeds"]))
+    _same(fresh["rows"], [r for r in recorded["rows"] if r["vocab"] in (2, 100)], "topd-variance")
+    _same(fresh["curve"], recorded["curve"], "curve")
+
+
 def _same(a, b, where: str) -> None:
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
