@@ -83,6 +83,9 @@ def claim_page(claim: Claim, row: dict[str, Any] | None) -> Group:
     parts.append(Text.assemble("\nas printed: ", row["as_printed"], "   status: ", _status(row["status"])))
     if isinstance(row["best_ratio"], float):
         parts.append(Text(f"largest lhs/rhs found: {row['best_ratio']:.6g}   sharpness: {row['sharpness']}"))
+    swept = _swept(claim.id)
+    if swept:
+        parts.append(Text(swept))
     for item in row["evidence"]:
         parts.append(Text(f"  [{item['grade']}{'' if item['ok'] else ', against'}] {item['detail']}"))
     useful = row["usefulness"]
@@ -103,6 +106,22 @@ def claim_page(claim: Claim, row: dict[str, Any] | None) -> Group:
     if row["witness"] is not None:
         parts += [Text("tightness witness:"), readable_instance(row["witness"])]
     return Group(*parts)
+
+
+def _swept(claim_id: str) -> str:
+    """What the recorded wide sweep found, horizon by horizon, if there is such a record."""
+    from opdtheory.report import tightness
+
+    if not tightness.RECORD.exists():
+        return ""
+    row = next((r for r in tightness.load()["inequalities"] if r["id"] == claim_id), None)
+    steps = {} if row is None else {t: score for t, score in tightness.by_horizon(row).items() if t}
+    if row is None or not steps:
+        return ""
+    vocab = max(size["vocab"] for size in row["reached"])
+    what = "largest lhs/rhs" if row["form"] == "ratio" else "smallest margin"
+    sign = 1 if row["form"] == "ratio" else -1
+    return f"{what} for V ≤ {vocab}: " + ", ".join(f"{sign * score + 0.0:.4g} at T = {t}" for t, score in sorted(steps.items()))
 
 
 def _certificate(path: str) -> list[Any]:
