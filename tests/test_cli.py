@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 
 import pytest
 from typer.testing import CliRunner
@@ -12,17 +13,21 @@ import opdtheory
 from opdtheory import cli
 from opdtheory.verification.engine import ROOT
 from opdtheory.verification.runner import load_record
+from opdtheory.verification.status import SUPPORTED
 
 runner = CliRunner()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _mounted():
+def _mounted(tmp_path_factory):
     cli.mount()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "PARTS", tmp_path_factory.mktemp("parts"))
+        yield
 
 
 def run(*words: str):
-    return runner.invoke(cli.app, list(words))
+    return runner.invoke(cli.app, list(words), prog_name="opdtheory")
 
 
 def test_version():
@@ -52,7 +57,8 @@ def test_verify_writes_results_and_certificates(tmp_path):
                "--html", str(tmp_path / "r.html"))  # fmt: skip
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "r.json").read_text())
-    assert [c["status"] for c in document["claims"]] == ["survived", "refuted"]
+    holds, fails = (c["status"] for c in document["claims"])
+    assert holds in SUPPORTED and fails == "refuted"
     assert (tmp_path / "c" / "tropd.suppressed.json").exists()
     assert "tropd-suppressed" in (tmp_path / "r.html").read_text()
 
@@ -95,3 +101,65 @@ def test_bad_input_is_exit_two_without_a_traceback(words, tmp_path, monkeypatch)
     done = run(*words)
     assert done.exit_code == 2, done.output
     assert "Traceback" not in done.output + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("verify", "--jobs", "x"), ("--jobs", "'x'")),
+        (("verify", "--jobs=0"), ("--jobs", "'0'")),
+        (("verify", "--effort", "hard"), ("--effort", "'hard'", "thorough")),
+        (("verify", "--nonsense"), ("--nonsense",)),
+        (("verify", "--record", "tropd.gate"), ("--record",)),
+        (("list", "--source", "arxiv"), ("'arxiv'", "dppo")),
+        (("search",), ("ID",)),
+        (("search", "dppo.b1", "--seconds", "-1"), ("--seconds", "'-1'")),
+        (("bounds", "--horizon", "many"), ("--horizon", "'many'")),
+        (("power", "--seeds", "0"), ("--seeds", "'0'")),
+        (("run", "--seed", "1.5"), ("--seed", "'1.5'")),
+        (("prove",), ("'prove'",)),
+    ],
+)
+def test_wrong_usage_is_one_line_that_quotes_the_value(words, said):
+    done = run(*words)
+    assert done.exit_code == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) <= 2 and lines[0].startswith("opdtheory"), done.stderr
+    assert all(word in done.stderr for word in said), done.stderr
+
+
+def test_help_is_help():
+    for words in ((), ("--help",), ("verify", "--help")):
+        done = run(*words)
+        assert "Usage" in done.output + done.stderr and done.exit_code in {0, 2}
+
+
+BROKEN = """
+import math
+import numpy as np
+import opdtheory as ot
+
+XY = ot.spaces.scalars(x=(0.0, 1.0), y=(0.0, 1.0))
+PAIRS = ot.spaces.policy_pairs(sizes=ot.spaces.SMALL[:2])
+raises = ot.Claim(id="raises", space=PAIRS, sides=lambda x: (abs(x.error), math.sqrt(x.tv_sum)))
+nan = ot.Claim(id="nan", space=XY, sides=lambda s: (np.log(s.x - 0.5), s.y))
+shape = ot.Claim(id="shape", space=PAIRS, sides=lambda x: (x.behavior.levels[0], x.tv_sum))
+false = ot.Claim(id="false", space=PAIRS, sides=lambda x: (abs(x.error), 99 * x.tv_sum / 100))
+good = ot.Claim(id="good", space=PAIRS, sides=lambda x: (abs(x.error), x.tv_sum))
+"""
+
+
+def test_broken_claims_are_named_with_their_instance_and_stop_no_other(tmp_path):
+    (tmp_path / "mine.py").write_text(BROKEN)
+    done = run("verify", str(tmp_path / "mine.py"), "--json", str(tmp_path / "r.json"), "--certificates", str(tmp_path))
+    assert done.exit_code == 1 and "Traceback" not in done.output + done.stderr
+    rows = {row["id"]: row for row in json.loads((tmp_path / "r.json").read_text())["claims"]}
+    assert {cid: row["status"] for cid, row in rows.items()} == {
+        "raises": "undecided", "nan": "undecided", "shape": "undecided", "false": "refuted", "good": "survived",
+    }  # fmt: skip
+    for cid, what, where in (("raises", "TypeError", '"behavior"'), ("nan", "NaN", '"x"'), ("shape", "shape (", '"behavior"')):
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{cid}: ") and "instance" in line]
+        assert what in line and where in line
+    nan = json.loads(rows["nan"]["problems"][0].partition("on the instance ")[2])
+    assert float(Fraction(nan["x"])) < 0.5
+    assert run("check", str(tmp_path / "false.json")).exit_code == 0
