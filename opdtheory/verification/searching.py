@@ -24,12 +24,14 @@ from opdtheory.verification.shrinking import shrink
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(lanes=96, samples=1024, rounds=60),
     "default": Budget(lanes=192, samples=2048, rounds=240),
-    "thorough": Budget(lanes=384, samples=16384, rounds=600),
+    "thorough": Budget(lanes=384, samples=8192, rounds=400),
 }
 VIOLATED = "violated"
 """How the note begins of a result whose violation was confirmed exactly but cannot be stated in a certificate."""
-_WORK, _WIDE_WORK, _WIDE_WORK_EQUALITY = 1.2e7, 4e6, 5e5
-"""Free numbers drawn or moved in the search of one size: at the declared sizes, and at each size of the wide sweep."""
+_WORK, _WIDE_WORK, _WIDE_WORK_SETTLED = 8e6, 3e6, 6e5
+"""Free numbers drawn or moved in the search of one size: at the declared sizes, at each size of the wide sweep, and there
+once a smaller size has attained the bound (what is carried over attains it again) or where an equality would fail anywhere."""
+_ATTAINED = 0.999
 _KEPT = 12
 """Best lanes of a size that are carried to the next larger ones."""
 _READABLE = 3000
@@ -132,7 +134,8 @@ def search(
             numbers = sum(map(bl.size_of, claim.space.blocks(**size).values()))
             effort, offered = budget, None
             if wide:
-                effort = budget.within(numbers, (_WIDE_WORK_EQUALITY if equality else _WIDE_WORK) if beyond else _WORK)
+                settled = equality or (claim.has_ratio and max(f.best for f in found) > _ATTAINED) if beyond else False
+                effort = budget.within(numbers, _WIDE_WORK_SETTLED if settled else _WIDE_WORK if beyond else _WORK)
                 offered = _carried(claim, found, size)
             latest = attack(claim, size, effort, rng, offered=offered)
             instances += latest.instances
