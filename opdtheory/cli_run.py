@@ -50,7 +50,12 @@ def run(
     except (ValueError, OSError) as error:
         _refuse(str(error))
     _print_report(record)
-    Console().print(f"record: {(out or Path('runs') / experiment) / 'record.json'}  ({record['seconds']} s)")
+    folder = out or Path("runs") / experiment
+    if record.get("report"):
+        from opdtheory.report.run import write_run
+
+        Console().print(f"report: {write_run(record, folder)}")
+    Console().print(f"record: {folder / 'record.json'}  ({record['seconds']} s)")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -80,9 +80,11 @@ class Run:
         if self.begun:
             return
         self.begun = True
-        if not self.resume:
-            for name in ("parts", *self.folders):
+        for name in ("parts", *self.folders):
+            if not self.resume:
                 shutil.rmtree(self.out / name, ignore_errors=True)
+            for unfinished in (self.out / name).glob(".*"):  # of a run that was killed while writing
+                unfinished.unlink()
         write_json(self.out / "config.json", self.identity)
 
     @property

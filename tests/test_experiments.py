@@ -33,7 +33,8 @@ def toy(monkeypatch):
 
         values = [run.part(f"p{i}", lambda i=i: part(i)) for i in run.track(range(3), "toy")]
         tables = [{"caption": "values", "columns": ["a", "b"], "rows": [[1.23456, "x"]]}]
-        report = {"paragraphs": ["done"], "tables": tables}
+        curve = {"kind": "lines", "title": "Sums", "x_label": "x", "y_label": "y", "series": {"a": values}}
+        report = {"paragraphs": ["done"], "tables": tables, "figures": [curve]}
         return {"values": values, "array": np.arange(2.0), "report": report}
 
     return seen
@@ -54,9 +55,11 @@ def test_an_interrupted_run_goes_on_from_its_finished_parts(toy, tmp_path):
         run_experiment("toy", None, tmp_path)
     assert not (tmp_path / "record.json").exists()
     spent = json.loads((tmp_path / "elapsed.json").read_text())["seconds"]
+    (tmp_path / "parts" / ".p2.17.json").write_text("half")  # what a killed process was writing
     toy["fail_at"], toy["calls"] = None, []
     record = run_experiment("toy", None, tmp_path, resume=True)
     assert toy["calls"] == [2]
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["p0.json", "p1.json", "p2.json"]
     assert record["values"] == [0, 1, 2] and record["reused_parts"] == ["p0", "p1"]
     assert record["seconds"] >= spent
     toy["calls"] = []
@@ -208,6 +211,9 @@ def test_the_command_runs_resumes_and_lists(toy, tmp_path):
         "seed": 3,
         "student": {"path": "some/path", "bits": 2},
     }
+    page = (out / "report.html").read_text()
+    assert "done" in page and "1.235" in page and page.count("data:image/svg+xml;base64,") == 1
+    assert (out / "figures" / "toy-sums.svg").exists() and "https://" not in page
     changed = ["toy", "--config", str(config), "--out", str(out), "--student", "other", "--resume"]
     again = cli.invoke(app, changed)
     assert again.exit_code == 2 and "some/path" in again.output

@@ -120,6 +120,19 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def environment() -> jinja2.Environment:
+    """The templates of this package with the filters that they use."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("opdtheory.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    made.filters |= {
+        "mathml": _mathml, "powers": _powers, "anchor": _anchor, "flat": _flat, "cell": _cell, "contexts": context_table, "remainder": remainder,
+        "edge": lambda status: _EDGES.get(status, "good"),
+    }  # fmt: skip
+    return made
+
+
 def render(
     document: dict[str, Any],
     certificates: dict[str, dict[str, Any]],
@@ -134,17 +147,9 @@ def render(
         studies: groups of :func:`opdtheory.report.studies.recorded_studies` to show, if any.
         power: the recorded measurement of ``opdtheory power``, if any.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("opdtheory.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters |= {
-        "mathml": _mathml, "powers": _powers, "anchor": _anchor, "flat": _flat, "cell": _cell, "contexts": context_table, "remainder": remainder,
-        "edge": lambda status: _EDGES.get(status, "good"),
-    }  # fmt: skip
     by_status = document["summary"]["by_status"]
     tight = sorted((c for c in document["claims"] if isinstance(c["best_ratio"], float)), key=lambda c: -c["best_ratio"])
-    return environment.get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         document=document,
         certificates=certificates,
         sources=SOURCES,
