@@ -11,7 +11,7 @@ from opdtheory.gradients.estimators import Estimator
 from opdtheory.gradients.exact import lookup
 from opdtheory.gradients.moments import Paths, path_advantages
 from opdtheory.gradients.parameters import Parameters, policy_at, score_table
-from opdtheory.tabular import Policy
+from opdtheory.tabular import Policy, sample_trajectories
 
 __all__ = ["SampledGradient", "rollout", "sampled_gradient"]
 
@@ -45,25 +45,10 @@ class SampledGradient:
 
 def rollout(policy: Policy, count: int, seed: Any = 0) -> Paths:
     """``count`` independent sequences of a single-instance policy, as ``Paths`` of ``count`` rows."""
-    tree, rng = policy.tree, np.random.default_rng(seed)
     if policy.batch_axes:
         raise ValueError(f"policy: got batch shape {policy.batch_shape}, expected a single instance")
-    cumulative = np.cumsum(policy.flat, axis=0)
-    pairs = np.zeros((count, tree.horizon), dtype=np.int64)
-    alive = np.zeros((count, tree.horizon), dtype=bool)
-    context = rng.choice(tree.prompts, size=count, p=tree.weights(False).reshape(-1))
-    running = np.ones(count, dtype=bool)
-    for t in range(tree.horizon):
-        # finished sequences point anywhere valid; a level may have no contexts at all
-        rows = np.minimum(tree.offsets[t] + context, tree.contexts_total - 1)
-        # rescaled by the total so that rounding of the last cumulative sum cannot draw an impossible action
-        draws = rng.random(count) * cumulative[-1, rows]
-        actions = (cumulative[:, rows] <= draws).sum(axis=0)
-        pairs[:, t] = np.where(running, actions * tree.contexts_total + rows, 0)
-        alive[:, t] = running
-        running = running & (actions < tree.branching)
-        context = np.where(running, np.minimum(actions, tree.branching - 1) * tree.contexts(t) + context, 0)
-    return Paths.of(pairs, alive)
+    drawn = sample_trajectories(policy, count, seed=seed)
+    return Paths.of(drawn.pairs, drawn.alive)
 
 
 def sampled_gradient(

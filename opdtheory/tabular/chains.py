@@ -14,8 +14,8 @@ from scipy import sparse
 
 from opdtheory.elementary import absolute, amax, asum, exact, maximum, sqrt
 from opdtheory.tabular import local
+from opdtheory.tabular.instance import check_distribution
 from opdtheory.tabular.pair import PolicyPair
-from opdtheory.tabular.single import check_distribution
 from opdtheory.tabular.table import as_numbers
 from opdtheory.tabular.tree import TokenTree
 

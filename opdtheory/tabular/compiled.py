@@ -308,18 +308,22 @@ def _sweep(mu, pi, reward, gradient, plan, lanes, first, unit, state, values, wo
             at = (a * plan.contexts + plan.start[k]) * lanes + first
             to = plan.child[k, a] * _STATE + plan.offset[k, a] * unit
             _descend(mu, pi, at, state, k * _STATE, state, to, n)
-    # the last level gets its state just before it is visited; in the order of the tables
-    for a in range(plan.branching):
-        for k in range(plan.before, plan.above):
+    # up: the cells of the last level in the order of the tables, with their state made on the spot; then the
+    # others backwards
+    parents = plan.above - plan.before
+    deepest = plan.branching * parents
+    for i in range(deepest + plan.stored):
+        if i < deepest:
+            a, k = i // parents, plan.before + i % parents
             at = (a * plan.contexts + plan.start[k]) * lanes + first
-            below, offset = plan.child[k, a], plan.offset[k, a]
+            cell, offset = plan.child[k, a], plan.offset[k, a]
             _descend(mu, pi, at, state, k * _STATE, work, offset * unit, plan.size[k] * unit)
-            if offset + plan.size[k] == plan.size[below]:
-                _visit(mu, pi, reward, gradient, plan, below, lanes, first, unit, values, work)
-    for i in range(plan.stored):
-        k = plan.stored - one - i
-        _load(state, k * _STATE, work, plan.size[k] * unit)
-        _visit(mu, pi, reward, gradient, plan, k, lanes, first, unit, values, work)
+            if offset + plan.size[k] < plan.size[cell]:
+                continue
+        else:
+            cell = plan.stored - one - (i - deepest)
+            _load(state, cell * _STATE, work, plan.size[cell] * unit)
+        _visit(mu, pi, reward, gradient, plan, cell, lanes, first, unit, values, work)
 
 
 @numba.njit(error_model="numpy", nogil=True, forceinline=True)

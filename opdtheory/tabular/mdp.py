@@ -10,7 +10,7 @@ import numpy as np
 
 from opdtheory.elementary import absolute, amax, amin, asum, exact
 from opdtheory.tabular import local
-from opdtheory.tabular.single import check_distribution
+from opdtheory.tabular.instance import check_distribution
 from opdtheory.tabular.table import as_numbers
 
 __all__ = ["DiscountedMDP"]

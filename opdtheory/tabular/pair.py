@@ -12,10 +12,10 @@ from opdtheory.elementary import absolute, amax, amin, asum, exact, maximum, min
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned, indicator
 from opdtheory.tabular.eager import usual_quantities
+from opdtheory.tabular.instance import attach_scalars, scalars_data
 from opdtheory.tabular.policy import Policy
 from opdtheory.tabular.responses import ResponseQuantities
 from opdtheory.tabular.reward import Reward
-from opdtheory.tabular.single import attach_scalars, scalars_data
 from opdtheory.tabular.table import flat_to_levels
 from opdtheory.tabular.tree import TokenTree
 

@@ -12,8 +12,8 @@ import numpy as np
 from opdtheory.elementary import amax, asum, exact
 from opdtheory.tabular import flow, local
 from opdtheory.tabular.contrast import PolicyContrast, aligned
+from opdtheory.tabular.instance import attach_scalars, scalars_data
 from opdtheory.tabular.policy import Policy
-from opdtheory.tabular.single import attach_scalars, scalars_data
 from opdtheory.tabular.tree import TokenTree
 
 __all__ = ["TeacherStudent"]
