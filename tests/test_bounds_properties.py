@@ -234,6 +234,14 @@ def test_thresholds_separate_vacuous_from_informative(horizon: int) -> None:
     assert checked >= 20
 
 
+def test_docstrings_carry_what_a_reader_must_know() -> None:
+    for entry in REGISTRY.values():
+        text = entry.function.__doc__
+        assert text.split("\n\n")[0].strip() and entry.summary() in text, entry.id
+        for part in (entry.source, entry.scaling, entry.sharpness, *entry.assumptions):
+            assert part and part in text, (entry.id, part)
+
+
 def test_registration_refuses_nonsense() -> None:
     options = {"name": "n", "source": "s", "scaling": "", "sharpness": "tight"}
     with pytest.raises(ValueError, match="target"):

@@ -64,6 +64,19 @@ class Bound:
     limit: Callable[[Mapping[str, Any]], Any] | None = None
     without: tuple[str, ...] = ()
 
+    def summary(self) -> str:
+        """Source, scaling, sharpness and assumptions in words.
+
+        >>> print(REGISTRY["trm.2.2.2-bound"].summary())
+        Bounds: variance, second moment or norm of an estimator.  Source: this package.  Scaling: (1+x)^T − 1.
+        Sharpness: tight.  Assumes: supp π ⊆ supp μ at every context.
+        """
+        assumed = "; ".join(self.assumptions) if self.assumptions else "nothing further"
+        return (
+            f"Bounds: {TARGETS[self.target]}.  Source: {self.source}.  Scaling: {self.scaling}.\n"
+            f"Sharpness: {self.sharpness}.  Assumes: {assumed}."
+        )
+
     def __call__(self, *args: Any, **named: Any) -> Any:
         return self.function(*args, **named)
 
@@ -175,7 +188,11 @@ def bound(
     limit: Callable[[Mapping[str, Any]], Any] | None = None,
     without: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a bound; the function comes back unchanged but for a ``bound`` attribute."""
+    """Register a function as a bound.
+
+    The function comes back with a ``bound`` attribute and with source, scaling, sharpness and assumptions at the
+    end of its docstring.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if target not in TARGETS or sharpness not in SHARPNESS:
@@ -200,6 +217,7 @@ def bound(
             without=without,
         )
         REGISTRY[id] = entry
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{entry.summary()}\n"
         function.bound = entry  # type: ignore[attr-defined]
         return function
 
