@@ -23,7 +23,7 @@ from opdtheory.claims.opd_common import (
     models,
 )
 from opdtheory.claims.sources import OPD
-from opdtheory.elementary import log
+from opdtheory.elementary import exact, log
 from opdtheory.tabular import Policy, TeacherStudent
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.evidence import Evidence
@@ -95,10 +95,10 @@ def thm1_i(s: Any) -> tuple[Any, Any]:
     return log(s.q) - log(s.p), log(s.q) / log(s.p)
 
 
-def _gap(x: Any, estimator: Any) -> Any:
-    """Squared distance of an estimator's exact mean from ∇V, both over all tabular logits."""
-    difference = gradients.tabular_moments(x.student, x.teacher, estimator).mean - gradient(x)
-    return (difference * difference).sum(axis=-1)
+def _mean_and_gradient(x: Any, estimator: Any) -> tuple[Any, Any]:
+    """An estimator's exact mean and ∇V, both along one direction of the tabular logits."""
+    v = Responses(x).direction()
+    return along_logits(x, v, gradients.tabular_moments(x.student, x.teacher, estimator).mean), along_logits(x, v, gradient(x))
 
 
 def _enumerated_and_sampled(form: str) -> Any:
@@ -189,17 +189,18 @@ _FORMS = {
 for _form, (_id, _what, _advantage, _why) in _FORMS.items():
     entry(
         _id, OPD, f"Theorem 1 ({_form})", f"Unbiased policy gradient with {_what}",
-        statement=f"With {_what} as the advantage, the expected policy gradient is ∇V, for every tabular student and teacher and any length.",
+        statement=f"With {_what} as the advantage, the expected policy gradient is ∇V, for every tabular student and teacher and any length. "
+        "Compared along a direction of the logits.",
         latex=rf"\nabla V=\mathbb{{E}}\Big[\sum_t\Big({_advantage}\Big)\nabla\log p(a_t|s_t)\Big]",
         space=STUDENTS, relation="==", sharpness="identity", sketch=_why,
-        sides=lambda x, form=_form: (_gap(x, form), 0), checks=(_enumerated_and_sampled(_form),),
+        sides=lambda x, form=_form: _mean_and_gradient(x, form), checks=(_enumerated_and_sampled(_form),),
         proof=f"{PROOFS}#thm1", proofs=(_symbolic_form(_form),),
         hypotheses=(COVERED,),
         mutants=(
             Mutant("immediate reward alone", "dies", "the later rewards carry g₂",
-                   {"sides": lambda x: (_gap(x, "immediate"), 0)}),
+                   {"sides": lambda x: _mean_and_gradient(x, "immediate")}),
             Mutant("later rewards at nine tenths", "dies", "any discount is a bias",
-                   {"sides": lambda x: (_gap(x, gradients.Estimator(lam=0.9)), 0), "space": spaces.teacher_students(sizes=ANY_LENGTH[1:])}),
+                   {"sides": lambda x: _mean_and_gradient(x, gradients.Estimator(lam=exact("9/10") if x.is_exact else 0.9)), "space": spaces.teacher_students(sizes=ANY_LENGTH[1:])}),
         ),
     )  # fmt: skip
 
