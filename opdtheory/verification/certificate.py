@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from opdtheory.verification.expression import Expr, NotRecordable, Recorder, rea
 SCHEMA_VERSION = 1
 
 
+_FAILS = {
+    "<=": "is not at most", "<": "is not below", ">=": "is not at least", ">": "is not above", "==": "differs from",
+}  # fmt: skip
 _SIGN = {"identity": "=", "==": "=", "<=": "≤", ">=": "≥"}
 
 Statement = tuple[list[Any], list[Any], list[dict[str, Any]]]
@@ -106,22 +111,45 @@ def build(claim: Claim, size: Size, values: Values, sentence: str = "") -> dict[
         "lhs": lhs,
         "relation": _relation(claim),
         "rhs": rhs,
-        "sentence": sentence or explain(claim, lhs, rhs, given),
+        "sentence": sentence,
     }
     sealed = checker.seal(certificate)
+    if not sentence:
+        own = given[len(statement(replace(claim, given=None), size, _scalars(claim.space.kind, data))[2]) :]
+        sealed = checker.seal(sealed | {"sentence": explain(claim, sealed, own)})
     verdict = checker.check(sealed)
     if not verdict.confirmed:
         raise checker.Refused(verdict.reason)
     return sealed
 
 
-def explain(claim: Claim, lhs: list[Any], rhs: list[Any], given: list[dict[str, Any]]) -> str:
-    """A sentence for a certificate whose claim does not bring its own: the statement and the conditions it is made under."""
-    right = readable(rhs) if claim.scale == 1 else f"{claim.scale}·({readable(rhs)})"
-    conditions = " and ".join(f"{readable(g['lhs'])} {_SIGN.get(g['relation'], g['relation'])} {readable(g['rhs'])}" for g in given)
-    where = f", given {conditions}" if conditions else ""
-    sign = _SIGN.get(claim.relation, claim.relation)
-    return f"Claimed: {readable(lhs)} {sign} {right}{where}; on this instance it fails."
+def explain(claim: Claim, sealed: Mapping[str, Any], conditions: list[dict[str, Any]]) -> str:
+    """What goes wrong, in one or two sentences: both sides with their values, the conditions that hold, and the reason."""
+    right = readable(sealed["rhs"]) if claim.scale == 1 else f"{claim.scale}·({readable(sealed['rhs'])})"
+    sides = [
+        text if text == value else f"{text} = {value}"
+        for text, value in (
+            (readable(sealed["lhs"]), _value(sealed["lhs_enclosure"])),
+            (right, _value(sealed["rhs_enclosure"])),
+        )
+    ]
+    held = " and ".join(f"{readable(c['lhs'])} {_SIGN.get(c['relation'], c['relation'])} {readable(c['rhs'])}" for c in conditions)
+    dropped = f"without “{claim.assumption}”, " if "~" in claim.id and claim.assumption else ""
+    name = claim.title or claim.id
+    stated = f"{name}{'' if name.endswith('?') else ':'} {dropped}{sides[0]} {_FAILS[sealed['relation']]} {sides[1]}"
+    stated += f", although {held}" if held else ""
+    reason = "" if "~" in claim.id else claim.sketch
+    return f"{stated}. {reason}".rstrip()
+
+
+def _value(enclosure: list[str]) -> str:
+    """A number as it is best read: a small fraction as it stands, otherwise four digits."""
+    low, high = ([x] if x in {"inf", "-inf"} else [Fraction(x)] for x in enclosure)
+    if not isinstance(low[0], Fraction) or not isinstance(high[0], Fraction):
+        return str(low[0]).replace("inf", "∞")
+    if low == high and len(str(low[0])) <= 7:
+        return str(low[0])
+    return f"{float((low[0] + high[0]) / 2):.4g}"
 
 
 def load(path: Path) -> dict[str, Any]:
