@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any
@@ -213,8 +214,16 @@ def prove_nonnegative(
         domain: d pairs (lo, hi) of rationals (ints, fraction strings).
         zeros: in one variable, points where f and its first ``order`` − 1 derivatives vanish exactly ; next to them the Taylor remainder of that order decides.
         max_boxes: give up after this many boxes; what is left counts as undecided.
+
+    Raises:
+        ValueError: for a domain whose ends are in the wrong order.
+        TypeError: if f compares its argument: a ball is on neither side of what it overlaps, so that a branch proves nothing.
     """
     start = tuple((exact(lo), exact(hi)) for lo, hi in domain)
+    if any(lo > hi for lo, hi in start):
+        raise ValueError(f"domain: got {list(domain)}, expected pairs (lo, hi) with lo ≤ hi")
+    with suppress(NotImplementedError, ZeroDivisionError):  # a function without a rule here may still be enclosed directly
+        f(*(Dual(_interval(lo, hi), (flint.arb(0),) * len(start)) for lo, hi in start))
     exact_zeros = [exact(z) for z in zeros]
     narrowest = exact(min_width)
     ticket = count()
