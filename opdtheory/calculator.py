@@ -189,10 +189,13 @@ def _contradictions(
         )
     ends = _improvement(computed)
     if len(ends) == 2 and ends["lower"]["value"] > ends["upper"]["value"] + 1e-9 * span:
-        low, high = (REGISTRY[ends[side]["id"]] for side in ("lower", "upper"))
+        below, above = (
+            ", ".join((*(["surrogate"] if b.target == "surrogate_error" else []), *b.needs))
+            for b in (REGISTRY[ends[side]["id"]] for side in ("lower", "upper"))
+        )
         found.append(
-            f"{', '.join(low.needs)}: {low.id} says J(π) − J(μ) ≥ {ends['lower']['value']:g}, expected at most"
-            f" {ends['upper']['value']:g}, which {high.id} concludes from {', '.join(high.needs)}"
+            f"{below}: {ends['lower']['id']} says J(π) − J(μ) ≥ {ends['lower']['value']:g}, expected at most"
+            f" {ends['upper']['value']:g}, which {ends['upper']['id']} concludes from {above}"
         )
     return found
 
