@@ -54,6 +54,9 @@ def _generic(claim: Claim, found: SearchResult | None) -> Iterator[Trial]:
             expected = "dies" if tight or best > float(factor) * (1 + 1e-3) else "survives"
             why = "declared best possible" if tight else f"the largest ratio found is {best:.4g}"
             yield claim.scaled(factor), expected, f"constant cut by {percent} %", why
+        if best is not None and 1e-3 < best < 1:
+            found_there = Fraction(int(950 * best), 1000)
+            yield claim.scaled(found_there), "dies", f"constant cut to {float(found_there):g}", f"95 % of the largest ratio found, {best:.4g}"
     elif claim.relation in {"==", "identity"}:
         for thousandths in (1, -1):
             shifted = _with(claim, f"shifted {thousandths}", _apart(claim.sides, thousandths))

@@ -131,7 +131,7 @@ def search(
     plan = [(size, False) for size in declared] + [(size, True) for size in claim.space.wide() if wide]
     while True:
         for size, beyond in plan:
-            numbers = sum(map(bl.size_of, claim.space.blocks(**size).values()))
+            numbers = max(sum(map(bl.size_of, claim.space.blocks(**size).values())), _table_entries(size))
             effort, offered = budget, None
             if wide:
                 settled = equality or (claim.has_ratio and max(f.best for f in found) > _ATTAINED) if beyond else False
@@ -166,6 +166,14 @@ def search(
     return SearchResult(
         claim, False, best.best, best.size, values, None, instances, ascents, spent, seed, note, reached, shown
     )
+
+
+def _table_entries(size: Size) -> int:
+    """Probabilities in the tables of two policies: what an evaluation costs where few free numbers fill a large tree."""
+    if "horizon" not in size:
+        return 0
+    branching = size["vocab"] - (size["eos"] is not None)
+    return 2 * size["vocab"] * size["prompts"] * sum(branching**t for t in range(size["horizon"]))
 
 
 def _carried(claim: Claim, found: list[Findings], size: Size) -> np.ndarray | None:
