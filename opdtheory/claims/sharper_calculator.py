@@ -299,7 +299,8 @@ def _largest_share(x: Any) -> Any:
     largest = 0
     for alpha in _ALPHAS:
         ball = bounds.topd_variance_softmax(exact(alpha))
-        largest = maximum(largest, x.topd_gradient_second_moment(alpha) / (float(ball.mid()) * (1 + 1e-12)))
+        limit = float(ball.mid()) * (1 + 1e-12)
+        largest = maximum(largest, x.topd_gradient_second_moment(alpha) / (exact(limit) if x.is_exact else limit))
     return largest
 
 
