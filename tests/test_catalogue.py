@@ -8,7 +8,7 @@ import sys
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from opdtheory import checker, strategies
@@ -28,13 +28,14 @@ HOLDING = [c for c in CLAIMS if c.space is not None and RECORD.get(c.id, {}).get
 CERTIFICATES = sorted((ROOT / "certificates").glob("*.json"))
 
 
-@pytest.mark.parametrize("claim", HOLDING, ids=lambda c: c.id)
-def test_holds_on_random_rational_instances(claim):
-    """No instance with small rational probabilities certainly violates a claim that the record calls supported."""
+def theorem(claim, examples, phases=tuple(Phase)):
+    """A property test: no instance with small rational probabilities certainly violates the claim."""
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(
+        max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None, phases=phases
+    )  # fmt: skip
     @given(st.data())
-    def theorem(data):
+    def holds(data):
         x = data.draw(strategies.instances(claim.space, exact=True))
         with precision(128):
             lhs, rhs = claim.sides(x)
@@ -42,7 +43,24 @@ def test_holds_on_random_rational_instances(claim):
             if all(compare(a, relation, b) is True for a, relation, b in conditions):
                 assert compare(lhs, claim.relation, rhs * claim.scale) is not False
 
-    theorem()
+    return holds
+
+
+@pytest.mark.parametrize("claim", HOLDING, ids=lambda c: c.id)
+def test_holds_on_random_rational_instances(claim):
+    """What the record calls supported."""
+    theorem(claim, 12)()
+
+
+@pytest.mark.parametrize("name", ["topd.thm4.4/token", "trm.2.4/tightest", "trm.k3-bias", "ours.s3"])
+def test_the_property_test_can_fail(name):
+    """Refuted entries, an equality with one side halved, and a bound cut to a tenth, on the same random instances."""
+    claim = get(name)
+    if RECORD[name]["status"] != "refuted":
+        sides = claim.sides
+        claim = claim.variant("half", {"sides": lambda x: (sides(x)[0] * (2 if claim.relation == "==" else 10), sides(x)[1])})
+    with pytest.raises(AssertionError):
+        theorem(claim, 80, (Phase.generate,))()
 
 
 def test_every_claim_is_recorded_and_agrees_with_its_label():
