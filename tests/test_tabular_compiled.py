@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from opdtheory import gradients, tabular
 from opdtheory.tabular import Policy, PolicyPair, Reward, TokenTree, buffered, eager, terminal_reward
+from tests import twins
 from tests.tolerance import FLOAT64, LOOSE64, close
 
 compiled = pytest.importorskip("opdtheory.tabular.compiled", exc_type=ImportError)
@@ -26,6 +28,12 @@ SHAPES = [
     (3, 4, None, 1, (300,)),
     (3, 2, 2, 2, (2, 3)),
 ]
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opdtheory.tabular.compiled", None)
+    monkeypatch.delattr(tabular, "compiled")
 
 
 def random_pair(shape, seed=0, closeness=None):
@@ -52,6 +60,33 @@ def test_one_pass_equals_the_array_code(shape):
         found, expected = getattr(ready, name), getattr(lazy, name)
         assert np.shape(found) == np.shape(expected) == shape[-1], name
         assert close(found, expected, FLOAT64), name
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("way", ["compiled", "buffered"])
+def test_both_ways_equal_enumeration(seed, way, request):
+    """Positive random instances against sequences listed with fractions."""
+    if way == "buffered":
+        request.getfixturevalue("without_numba")
+    rng = random.Random(seed)
+    slow = twins.random_tree(rng)
+    tree = TokenTree(slow.vocab, slow.horizon, slow.eos, len(slow.weights), slow.weights)
+    instances = [
+        (
+            *(twins.random_policy(rng, slow, "dense") for _ in range(2)),
+            twins.random_terminal_reward(rng, slow),
+        )
+        for _ in range(10)
+    ]
+    stacked = [
+        [np.array([x[k][t] for x in instances], dtype=np.float64) for t in range(slow.horizon)]
+        for k in range(3)
+    ]
+    pair = PolicyPair.from_levels(tree, *stacked).precompute()
+    for i, tables in enumerate(instances):
+        expected = twins.pair_quantities(slow, *tables)
+        for name in set(eager.USUAL) & set(expected):
+            assert close(vars(pair)[name][i], float(expected[name]), FLOAT64), name
 
 
 @pytest.mark.parametrize("closeness", [1e-2, 1e-5, 1e-8])
@@ -100,12 +135,6 @@ def test_prompts_without_weight():
     lazy, ready = (PolicyPair(tree, mu, pi, reward) for _ in range(2))
     ready.precompute()
     assert all(close(vars(ready)[name], getattr(lazy, name), FLOAT64) for name in eager.USUAL)
-
-
-@pytest.fixture
-def without_numba(monkeypatch):
-    monkeypatch.setitem(sys.modules, "opdtheory.tabular.compiled", None)
-    monkeypatch.delattr(tabular, "compiled")
 
 
 @pytest.mark.parametrize("per_block", [2, 3, 1000])

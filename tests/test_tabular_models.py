@@ -309,6 +309,10 @@ def replaced(t, c, row):
         (replaced(1, 1, [Fraction(1, 2), Fraction(1, 3)]), r"levels\[1\]\[1\].*sums to 5/6.*expected 1"),
         (GOOD[:1], r"1 levels: expected horizon = 2"),
         ([GOOD[0], GOOD[1][:1]], r"levels\[1\] has shape \(1, 2\): expected \(2, 2\)"),
+        (None, r"levels = None: expected a list of horizon = 2 arrays"),
+        (replaced(1, 1, ["1/2", "half"]), r"levels\[1\]\[1, 1\] = 'half': expected a real number"),
+        (replaced(0, 0, [None, 1.0]), r"levels\[0\]\[0, 0\] = None: expected a real number"),
+        (replaced(1, 0, [1.0]), r"levels\[1\] has rows of different lengths"),
     ],
 )
 def test_bad_policies_are_refused(levels, words):
@@ -328,6 +332,7 @@ def test_bad_policies_are_refused(levels, words):
             "has 1 entries: expected prompts = 2",
         ),
         ({"vocab": 2, "horizon": 1, "prompts": 2, "prompt_probs": [-1, 2]}, r"prompt_probs\[0\] = -1"),
+        ({"vocab": 2, "horizon": 1, "prompts": 2, "prompt_probs": ["x", 1]}, r"prompt_probs\[0\] = 'x'"),
     ],
 )
 def test_bad_trees_are_refused(arguments, words):
@@ -342,6 +347,11 @@ def test_a_tree_too_large_says_how_many_bytes():
         Policy.uniform(tree)
     with pytest.raises(ValueError, match=f"{2 * bytes_needed} bytes"):
         Policy.random(tree)
+    for table in (terminal_reward, token_reward):
+        with pytest.raises(ValueError, match=f"{2 * bytes_needed} bytes"):
+            table(tree, lambda prompt, tokens: 0)
+    with pytest.raises(ValueError, match=r"about 10\^510 bytes"):
+        Policy.uniform(TokenTree(vocab=50, horizon=300))
 
 
 def test_other_bad_input_is_refused():
@@ -354,6 +364,17 @@ def test_other_bad_input_is_refused():
         Policy.from_logits(TREE, [[[0, np.inf]], np.zeros((2, 2))])
     with pytest.raises(ValueError, match="one logit > -inf"):
         Policy.from_logits(TREE, [[[-np.inf, -np.inf]], np.zeros((2, 2))])
+    with pytest.raises(ValueError, match=r"zeros = 2: expected a probability"):
+        Policy.random(TREE, zeros=2)
+    with pytest.raises(
+        ValueError, match=r"Policy \(2,\), Policy \(3,\), Reward \(\): expected shapes that broadcast"
+    ):
+        PolicyPair(
+            TREE,
+            Policy.random(TREE, batch=(2,)),
+            Policy.random(TREE, batch=(3,)),
+            [np.zeros((1, 2)), np.zeros((2, 2))],
+        )
     with pytest.raises(ValueError, match="alpha = 2: expected a weight"):
         Policy.mixture(Policy.uniform(TREE), Policy.uniform(TREE), 2)
     with pytest.raises(ValueError, match="top_k = 3"):

@@ -457,5 +457,10 @@ def aligned(tree: TokenTree, *tables: Any) -> tuple[Any, ...]:
     policies = [table for table in tables if isinstance(table, Policy)]
     exact_numbers = any(policy.is_exact for policy in policies)
     tables = tuple(table.as_exact() if exact_numbers else table.as_float() for table in tables)
-    shape = np.broadcast_shapes(*(table.batch_shape for table in tables))
+    shapes = [table.batch_shape for table in tables]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        names = ", ".join(f"{type(table).__name__} {table.batch_shape}" for table in tables)
+        raise ValueError(f"batch shapes of {names}: expected shapes that broadcast to one") from None
     return tuple(table.broadcast(shape) for table in tables)

@@ -38,4 +38,5 @@ def check_distribution(name: str, x: np.ndarray) -> None:
     wrong = np.asarray(np.abs(sums - 1) > slack, dtype=bool)
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(f"{name}[{', '.join(map(str, at))}] sums to {np.asarray(sums)[at]}: expected 1")
+        row = f"{name}[{', '.join(map(str, at))}]" if at else name
+        raise ValueError(f"{row} sums to {np.asarray(sums)[at]}: expected 1")

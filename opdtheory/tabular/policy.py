@@ -43,9 +43,7 @@ class Policy(Table):
 
         Raises ``ValueError`` for NaN, +inf, or a context whose logits are all -inf.
         """
-        logits = Table.from_levels(
-            tree, [np.asarray(level, dtype=np.float64) for level in levels], validate=False
-        )
+        logits = Table.from_levels(tree, levels, validate=False).as_float()
         logits._refuse(np.isnan(logits.flat) | (logits.flat == np.inf), "a logit < inf")
         dead = np.isneginf(logits.flat).all(axis=0)
         logits._refuse(np.broadcast_to(dead, logits.flat.shape), "one logit > -inf in each context")
@@ -87,6 +85,8 @@ class Policy(Table):
         # log of a gamma variate through its shape + 1 form: no underflow at small concentrations
         logs = np.log(rng.standard_gamma(np.broadcast_to(alpha + 1, shape)))
         logs -= rng.standard_exponential(shape) / alpha
+        if not 0 <= zeros <= 1:
+            raise ValueError(f"zeros = {zeros!r}: expected a probability in [0, 1]")
         if zeros > 0:
             off = rng.random(shape) < zeros
             keep = rng.integers(tree.vocab, size=shape[1:])

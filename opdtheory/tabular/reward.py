@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,25 +48,30 @@ def terminal_reward(tree: TokenTree, fn: Callable[[int, tuple[int, ...]], Any]) 
     >>> R.levels[1].tolist()
     [[0.0, 1.0], [1.0, 2.0]]
     """
-    levels: list[Any] = [np.zeros((tree.contexts(t), tree.vocab), dtype=object) for t in range(tree.horizon)]
-    plain = True
-    for prompt, tokens in tree.sequences():
-        value = fn(prompt, tokens)
-        plain = plain and isinstance(value, (int, float, np.number, np.bool_))
-        t, c, a = tree.locate(prompt, tokens)
-        levels[t][c, a] = value
-    return Reward.from_levels(tree, [level.astype(np.float64) for level in levels] if plain else levels)
+    entries = ((*tree.locate(*sequence), sequence) for sequence in tree.sequences())
+    return _tabulated(tree, fn, entries)
 
 
 def token_reward(tree: TokenTree, fn: Callable[[int, tuple[int, ...]], Any]) -> Reward:
     """Token reward ``fn(prompt, tokens)`` for emitting the last of ``tokens`` after the others."""
-    levels: list[Any] = [np.zeros((tree.contexts(t), tree.vocab), dtype=object) for t in range(tree.horizon)]
+    contexts = ((t, c) for t in range(tree.horizon) for c in range(tree.contexts(t)))
+    labels = ((t, c, *tree.context_label(t, c)) for t, c in contexts)
+    entries = (
+        (t, c, a, (prompt, (*tokens, a))) for t, c, prompt, tokens in labels for a in range(tree.vocab)
+    )
+    return _tabulated(tree, fn, entries)
+
+
+def _tabulated(
+    tree: TokenTree,
+    fn: Callable[[int, tuple[int, ...]], Any],
+    entries: Iterator[tuple[int, int, int, tuple[int, tuple[int, ...]]]],
+) -> Reward:
+    """The table with ``fn(prompt, tokens)`` at every (level, context, action, (prompt, tokens)), else zero."""
+    tree.check_memory(tables=2)
+    levels: list[Any] = [np.zeros(tree.level_shape(t), dtype=object) for t in range(tree.horizon)]
     plain = True
-    for t in range(tree.horizon):
-        for c in range(tree.contexts(t)):
-            prompt, tokens = tree.context_label(t, c)
-            for a in range(tree.vocab):
-                value = fn(prompt, (*tokens, a))
-                plain = plain and isinstance(value, (int, float, np.number, np.bool_))
-                levels[t][c, a] = value
+    for t, c, a, (prompt, tokens) in entries:
+        value = levels[t][c, a] = fn(prompt, tokens)
+        plain = plain and isinstance(value, (int, float, np.number, np.bool_))
     return Reward.from_levels(tree, [level.astype(np.float64) for level in levels] if plain else levels)

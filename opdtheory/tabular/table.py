@@ -153,10 +153,31 @@ class Table:
         return type(self)(self.tree, np.ascontiguousarray(flat), tuple(flat.shape[2:]))
 
 
+def _read_level(t: int, level: Any) -> np.ndarray:
+    """Level ``t`` as numbers; a ``ValueError`` names the entry that is none."""
+    try:
+        return as_numbers(level)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    try:
+        entries = np.asarray(level)
+    except ValueError:
+        raise ValueError(f"levels[{t}] has rows of different lengths: expected one array") from None
+    for at, entry in np.ndenumerate(entries.astype(object)):
+        try:
+            as_numbers(entry)
+        except (TypeError, ValueError, OverflowError):
+            where = f"[{', '.join(map(str, at))}]" if at else ""
+            raise ValueError(f"levels[{t}]{where} = {entry!r}: expected a real number") from None
+    raise ValueError(f"levels[{t}] holds entries of type {entries.dtype}: expected real numbers")
+
+
 def _levels_to_flat(tree: TokenTree, levels: Sequence[Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    if not hasattr(levels, "__len__"):
+        raise ValueError(f"levels = {levels!r}: expected a list of horizon = {tree.horizon} arrays")
     if len(levels) != tree.horizon:
         raise ValueError(f"{len(levels)} levels: expected horizon = {tree.horizon}")
-    arrays = [as_numbers(level) for level in levels]
+    arrays = [_read_level(t, level) for t, level in enumerate(levels)]
     batch_shape = arrays[0].shape[:-2]
     for t, array in enumerate(arrays):
         want = (*batch_shape, tree.contexts(t), tree.vocab)

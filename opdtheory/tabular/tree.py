@@ -72,6 +72,11 @@ class TokenTree:
         values = tuple(weights.tolist() if isinstance(weights, np.ndarray) else weights)
         if len(values) != self.prompts:
             raise ValueError(f"prompt_probs has {len(values)} entries: expected prompts = {self.prompts}")
+        for i, v in enumerate(values):
+            try:
+                exact(v)
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError(f"prompt_probs[{i}] = {v!r}: expected a number >= 0") from None
         values = tuple(float(v) if isinstance(v, (float, np.floating)) else exact(v) for v in values)
         for i, v in enumerate(values):
             if not v >= 0:
@@ -134,8 +139,7 @@ class TokenTree:
         if need > have:
             raise ValueError(
                 f"vocab {self.vocab}, horizon {self.horizon}, {self.prompts} prompt(s), batch {batch}: "
-                f"{tables} table(s) would take {need} bytes ({need / 2**30:.3g} GiB); expected at most the "
-                f"{have} bytes of this machine"
+                f"{tables} table(s) would take {_size(need)}; expected at most the {have} bytes of this machine"
             )
 
     def to_data(self) -> dict[str, Any]:
@@ -218,6 +222,13 @@ class TokenTree:
 
 def _to_float(value: Any) -> float:
     return float(value.p) / float(value.q) if isinstance(value, flint.fmpq) else float(value)
+
+
+def _size(need: int) -> str:
+    """Bytes in words, also where they exceed the range of float64."""
+    if need.bit_length() > 200:
+        return f"about 10^{int(need.bit_length() * math.log10(2))} bytes"
+    return f"{need} bytes ({need / 2**30:.3g} GiB)"
 
 
 def _physical_memory() -> int:
