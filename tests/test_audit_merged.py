@@ -195,6 +195,24 @@ def test_masks_take_advantages_from_rewards_where_none_were_logged(distilled):
     assert "opsm_0.5" not in audit_logs(alone).state.masks and "trm_max" in audit_logs(alone).state.masks
 
 
+def test_masks_name_the_removed_tokens_with_the_largest_ratios(tmp_path):
+    mu = np.full((3, 4), -2.0)
+    pi = mu + np.array([[0.0, 1.0, 0, 0], [0, 0, 2.0, 0], [-3.0, 0, 0, 0]])
+    data = {"rollout_log_probs": mu, "log_probs": np.minimum(pi, 0.0), "tokens": np.arange(12).reshape(3, 4)}
+    for i in range(3):
+        np.savez(tmp_path / f"{i}.npz", **{k: v[i : i + 1] for k, v in data.items()})
+    for report in (audit_logs(data), audit_logs(tmp_path)):
+        masks = {m["name"]: m for m in report.to_dict()["masks"]}
+        # IcePop keeps ratios from a half to five: e is inside, e² and e^−3 are not
+        removed = masks["icepop"]["removed"]
+        assert [(t["token"], t["position"]) for t in removed] == [(8, 0), (6, 2)]
+        assert close([t["log_ratio"] for t in removed], [-3.0, 2.0])
+        assert masks["icepop"]["tokens_kept"] == 10
+        # a sequence mask removes whole answers; the largest of their ratios are shown
+        assert [t["token"] for t in masks["trm_max"]["removed"][:3]] == [8, 6, 1]
+        assert len(masks["trm_max"]["removed"]) == 5 and masks["trm_max"]["tokens_kept"] == 0
+
+
 def test_batches_end_between_prompts(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "BATCH_TOKENS", 8)
     monkeypatch.setattr(arrays, "MAX_BATCH_TOKENS", 8)

@@ -7,13 +7,14 @@ appear only where these were recorded.  A sequence counts as kept when at least 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from opdtheory import masks
 from opdtheory.audit.batch import Batch, group_key
 from opdtheory.audit.sampled import Drawn
+from opdtheory.audit.states import Top
 
 DEFAULT_SUM_K3 = 0.05
 OPSM_DELTAS = (0.5, 1e-4)
@@ -38,13 +39,17 @@ WHAT = {
     "verl": "rejection option of that name",
 }
 """What the masks are whose names begin so; the longest beginning counts."""
+SHOWN = 5
+"""Removed tokens that are remembered of each mask."""
 TRM_MAX = 0.69
 """The source of trust region masking gives no number; here a ratio may not leave [½, 2]."""
 
 
 @dataclass
 class MaskCount:
-    """Tokens and sequences a mask keeps, and how much of Σk3 and of the length it keeps."""
+    """Tokens and sequences a mask keeps, how much of Σk3 it keeps, and the removed tokens with the largest
+    |log ratio|.
+    """
 
     parameters: dict[str, float]
     tokens_kept: int = 0
@@ -53,10 +58,12 @@ class MaskCount:
     sequences: int = 0
     k3_kept: float = 0.0
     k3: float = 0.0
+    removed: Top = field(default_factory=lambda: Top(SHOWN))
 
     def merge(self, other: MaskCount) -> None:
         for name in ("tokens_kept", "sequences_kept", "tokens", "sequences", "k3_kept", "k3"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.removed.merge(other.removed)
 
 
 def keep_masks(
@@ -169,11 +176,28 @@ def what(name: str) -> str:
     return WHAT[max((w for w in WHAT if name.startswith(w)), key=len)]
 
 
-def count(batch: Batch, kept: np.ndarray, parameters: dict[str, float], k3: np.ndarray | None) -> MaskCount:
-    """The counts of one mask on one batch."""
+def count(
+    batch: Batch, kept: np.ndarray, parameters: dict[str, float], k3: np.ndarray | None, ell: np.ndarray
+) -> MaskCount:
+    """The counts of one mask on one batch, and the removed tokens whose log ratio ``ell`` is largest."""
     any_kept = batch.sums(kept.astype(float)) > 0
     k3 = np.zeros(len(kept)) if k3 is None else np.where(np.isfinite(k3), k3, 0.0)
-    return MaskCount(
+    out = MaskCount(
         dict(parameters), int(kept.sum()), int(any_kept.sum()), len(kept), int((batch.lengths > 0).sum()),
         float(k3[kept].sum()), float(k3.sum()),
     )  # fmt: skip
+    removed = np.flatnonzero(~kept)
+    largest = removed[np.argsort(-np.abs(ell[removed]), kind="stable")[:SHOWN]]
+    out.removed.add(
+        (
+            float(abs(ell[i])),
+            f"{batch.source}: {batch.place(int(i))}",
+            {
+                "token": int(batch.tokens[i]),
+                "position": int(batch.positions[i]),
+                "log_ratio": float(ell[i]),
+            },
+        )
+        for i in largest
+    )
+    return out

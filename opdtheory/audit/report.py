@@ -110,6 +110,10 @@ class Report:
                     "token_fraction": _fraction(count.tokens_kept, count.tokens),
                     "sequence_fraction": _fraction(count.sequences_kept, count.sequences),
                     "k3_fraction": _fraction(count.k3_kept, count.k3),
+                    "removed": [
+                        {"place": place, **entry, "text": self._text(entry["token"])}
+                        for _, place, entry in count.removed.entries
+                    ],
                 }
                 for name, count in sorted(state.masks.items())
             ],

@@ -124,16 +124,15 @@ class State:
             self.add_sequences({"reward": batch.rewards[seen]})
             per_group |= {"reward": np.where(seen, batch.rewards, 0.0), "rewarded": seen.astype(float)}
         self.add_sequences({"length": batch.lengths.astype(float)})
+        long = np.flatnonzero(batch.lengths >= LONG_ANSWER)
+        self.answers.add(batch.token_keys(long), {"count": np.ones(len(long))})
+        # what is not remembered cannot be shown, nor lie in the parts of an interrupted run
+        if settings.redact:
+            batch = replace(batch, tokens=np.full(len(batch.tokens), -1), texts=None)
         self._add_token_columns(batch, tokens, per_group)
         self._add_masks(self._with_advantages(batch), drawn, teacher, tokens, per_group, settings)
         self.groups.add(batch.group, per_group)
         self.checks.inspect(batch, drawn)
-        long = np.flatnonzero(batch.lengths >= LONG_ANSWER)
-        self.answers.add(batch.token_keys(long), {"count": np.ones(len(long))})
-        if (
-            settings.redact
-        ):  # what is not remembered cannot be shown, nor lie in the parts of an interrupted run
-            batch = replace(batch, tokens=np.full(len(batch.tokens), -1), texts=None)
         self._remember(batch, drawn, tokens)
         return self
 
@@ -175,7 +174,8 @@ class State:
                 ends = {"lower": low, "upper": high} if option.endswith("k1") else {"upper": high}
                 found[f"verl_{option}"] = (ends, rollout_corr.rejection(batch, drawn, option, low, high))
         for name, (parameters, kept) in found.items():
-            count = mask_effects.count(batch, kept, parameters, tokens.get("k3"))
+            ell = (teacher if name.startswith("tropd") else drawn).ell
+            count = mask_effects.count(batch, kept, parameters, tokens.get("k3"), ell)
             self.masks.setdefault(name, MaskCount(dict(parameters))).merge(count)
             per_group[f"kept:{name}"] = batch.sums(kept.astype(float))
             per_group[f"tried:{name}"] = batch.lengths.astype(float)
