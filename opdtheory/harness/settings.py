@@ -89,7 +89,7 @@ GRADIENTS: dict[str, Any] = {
     "student": {**SPEC, "drop_layers": "auto"},
     "teacher": dict(SPEC),
     "prompts": 4,
-    "sequences": 768,
+    "sequences": 560,
     "block": 8,
     "max_tokens": 8,
     "space": "last:1",
