@@ -118,10 +118,11 @@ def group_normalize(
     shifted = x - x[first][labels]
     centred = shifted - (_segment_sum(shifted, labels, len(counts)) / _like(counts, x))[labels]
     degrees = np.maximum(counts - ddof, 1)
-    std = sqrt(_segment_sum(centred * centred, labels, len(counts)) / _like(degrees, x))[labels]
-    varies = std > 0
-    one = zero_like(x) + 1
-    return _scatter(where(varies, centred / where(varies, std, one), zero_like(x)), mask)
+    variance = (_segment_sum(centred * centred, labels, len(counts)) / _like(degrees, x))[labels]
+    varies = variance > 0
+    # the root of a vanishing variance has no derivative: autograd must not meet it
+    std = sqrt(where(varies, variance, zero_like(x) + 1))
+    return _scatter(where(varies, centred / std, zero_like(x)), mask)
 
 
 def group_mean_baseline(returns: Array, group: Array | None = None) -> Array:

@@ -92,7 +92,9 @@ def hellinger2(p: Array, q: Array) -> Array:
     coefficient).
     """
     p, q = pair(p, q)
-    difference = sqrt(p) - sqrt(q)
+    # the root has no derivative at 0: autograd must not meet it where both vanish
+    either = (p > 0) | (q > 0)
+    difference = sqrt(where(either, p, one_like(p))) - sqrt(where(either, q, one_like(q)))
     return asum(difference * difference) / 2
 
 

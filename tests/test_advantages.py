@@ -132,6 +132,13 @@ def test_autograd_flows_through_returns_and_normalisation() -> None:
         assert close(float((x.grad * direction).sum()), float((up - down) / (2 * step)), LOOSE64)
 
 
+def test_a_group_without_variance_has_no_gradient() -> None:
+    x = torch.tensor([0.1, 0.1, 0.1, 1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+    (av.group_normalize(x, np.array([0, 0, 0, 1, 1, 1])) * torch.arange(6)).sum().backward()
+    assert torch.equal(x.grad[:3], torch.zeros(3, dtype=torch.float64))
+    assert torch.isfinite(x.grad).all() and x.grad[3:].abs().max() > 0
+
+
 def test_group_normalisation_over_tokens_and_sequences() -> None:
     rng = np.random.default_rng(7)
     x, mask = rng.normal(size=(8, 5)), rng.random((8, 5)) < 0.8

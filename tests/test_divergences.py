@@ -233,6 +233,14 @@ def test_gradient_is_finite_where_the_first_argument_has_zeros() -> None:
     assert torch.isfinite(p.grad).all()
 
 
+def test_gradients_are_finite_where_both_vanish() -> None:
+    q = torch.tensor([0.25, 0.75, 0.0])
+    for fn in PAIRWISE.values():
+        p = torch.tensor([0.5, 0.5, 0.0], requires_grad=True)
+        fn(p, q).backward()
+        assert torch.isfinite(p.grad).all(), fn
+
+
 def test_float32_tensors_stay_float32() -> None:
     rng = np.random.default_rng(5)
     p, q = (rng.dirichlet(np.ones(50)) for _ in range(2))
