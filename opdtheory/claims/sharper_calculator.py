@@ -114,6 +114,7 @@ _state(
 @claim(
     "ours.s2/lower", OURS, "s2", "Log-ratio bound from below", space=COVERED, nature="ours", signed=True, sharpness="tight",
     hypotheses=(UNIT, NESTED), proof=f"{DOC}#ours-s2", depends_on=("ours.s2",),
+    sketch="log W ≤ W − 1, weighted with R ≥ 0 and averaged under μ.", latex=r"E_\mu[R\log W]\le J(\pi)-J(\mu)",
     mutants=(Mutant("nine tenths", "dies", "tangent at π = μ", {"sides": lambda x: (9 * x.reward_log_w / 10, x.improvement)}),),
 )  # fmt: skip
 def log_ratio_lower(x: Any) -> Any:
@@ -124,6 +125,8 @@ def log_ratio_lower(x: Any) -> Any:
 @claim(
     "ours.s2/upper", OURS, "s2", "Log-ratio bound from above", space=COVERED, nature="ours", signed=True, sharpness="tight",
     hypotheses=(UNIT, NESTED), proof=f"{DOC}#ours-s2", depends_on=("ours.s2",),
+    sketch="The lower bound for the reward 1 − R, whose return changes by the opposite.",
+    latex=r"J(\pi)-J(\mu)\le-E_\mu[(1-R)\log W]",
     mutants=(Mutant("nine tenths", "dies", "tangent at π = μ", {"sides": lambda x: (x.improvement, -9 * x.cost_log_w / 10)}),),
 )  # fmt: skip
 def log_ratio_upper(x: Any) -> Any:
@@ -137,6 +140,8 @@ _BETWEEN = policy_pairs(reward=(0.01, 0.99), absolutely_continuous=True)
 @claim(
     "ours.s2/exp-lower", OURS, "s2", "Exponential form from below", space=_BETWEEN, nature="ours", signed=True, sharpness="tight",
     hypotheses=("0 < J(μ) < 1", UNIT, NESTED), proof=f"{DOC}#ours-s2", depends_on=("ours.s2/exp",),
+    sketch="Jensen for the exponential under the law μR/J(μ): J(π) ≥ J(μ)·exp E[log W].",
+    latex=r"J(\pi)\ge J(\mu)\exp\bigl(E_\mu[R\log W]/J(\mu)\bigr)",
     mutants=(
         Mutant(
             "half of the behaviour's return", "dies", "the smaller J(μ), the more the exponential says",
@@ -152,6 +157,8 @@ def exponential_lower(x: Any) -> Any:
 @claim(
     "ours.s2/exp-upper", OURS, "s2", "Exponential form from above", space=_BETWEEN, nature="ours", signed=True, sharpness="tight",
     hypotheses=("0 < J(μ) < 1", UNIT, NESTED), proof=f"{DOC}#ours-s2", depends_on=("ours.s2/exp",),
+    sketch="The exponential lower bound for the reward 1 − R.",
+    latex=r"1-J(\pi)\ge(1-J(\mu))\exp\bigl(E_\mu[(1-R)\log W]/(1-J(\mu))\bigr)",
     mutants=(
         Mutant(
             "with the return for its complement", "dies", "the upper form weighs with 1 − R",
@@ -183,6 +190,8 @@ def _step_maxima(x: Any) -> list[Any]:
 @claim(
     "ours.s4/profile", OURS, "s4", "Exact supremum at a TV limit of every step", space=WORST, nature="ours", sharpness="tight",
     hypotheses=(UNIT, ANY_SUPPORT), proof=f"{DOC}#ours-s4", depends_on=("ours.s4",), structured=offer(leak("1/4"), leak("1/2")),
+    sketch="As s4: s3 less the mass of the coupled runs that deviate exactly once, with a chance of its own at every step.",
+    latex=r"|J(\pi)-J(\mu)-L|\le\textstyle\sum_t\varepsilon_t\bigl(1-\prod_{s\ne t}(1-\varepsilon_s)\bigr)",
     mutants=(
         Mutant(
             "smallest step for all", "dies", "a step may have a larger TV than another",
@@ -263,6 +272,7 @@ def _with_mask(base: Space) -> Space:
 @claim(
     "ours.s8/masked", OURS, "s8", "Lower bound under any mask", space=_with_mask(COVERED), nature="ours", signed=True,
     sharpness="tight", hypotheses=("R ≥ 0", "0 ≤ M ≤ 1", NESTED), proof=f"{DOC}#ours-s8", depends_on=("ours.s8/mask",),
+    sketch="W − 1 ≥ Σ(ρ_t − 1) − Σk3(ρ_t) = log W where the mask keeps a response, W − 1 ≥ −1 where it does not; times R ≥ 0.",
     latex=r"J(\pi)-J(\mu)\ge E_\mu[MR\textstyle\sum(\rho_t-1)]-E_\mu[MR\sum k_3(\rho_t)]-E_\mu[(1-M)R]",
     mutants=(
         Mutant(
@@ -309,7 +319,7 @@ _TEACHING = teacher_students(extra={"alpha": (0.02, 0.98)}, full_support=False)
 
 @claim(
     "topd.thm4.4-token/steps", TOPD, "Theorem 4.4", "Contraction of several token-level mixtures", space=_TEACHING, nature="ours",
-    sharpness="tight", depends_on=("topd.thm4.4-token",), proof=f"{DOC}#topd-thm4-4-token",
+    sharpness="tight", hypotheses=("0 < α < 1", "no errors"), depends_on=("topd.thm4.4-token",), proof=f"{DOC}#topd-thm4-4-token",
     sketch="k token mixtures with weight α are one with weight 1 − (1−α)^k.",
     mutants=(
         Mutant(
@@ -337,7 +347,7 @@ def _worst_error(x: Any) -> Any:
 
 @claim(
     "topd.thm4.4/uniform", TOPD, "Theorem 4.4, Eqs 12 and 13", "Contraction with errors of one size", space=_UPDATES, nature="ours",
-    sharpness="tight", depends_on=("topd.thm4.4",),
+    sharpness="tight", hypotheses=("whole responses are mixed", "0 < α < 1"), depends_on=("topd.thm4.4",),
     sketch="The errors of topd.thm4.4, each at most e, sum to a geometric series; started at e/α or nearer it stays there.",
     mutants=(
         Mutant(
