@@ -323,6 +323,7 @@ def test_samples_of_one_prompt_need_grouping() -> None:
         (lambda: confidence.certify([0.0, 0.0], [0.5, 0.5], floor=-1), "floor"),
         (lambda: confidence.certify([0.0, 0.0], [0.5, 0.5], reward_range=(1, 0)), "reward_range"),
         (lambda: confidence.certify([0.0, 0.0], method="clt"), "method"),
+        (lambda: confidence.certify([0.0, 0.0], groups=["a", "a"]), "groups"),
     ],
 )
 def test_bad_input_is_named(call, named: str) -> None:

@@ -122,6 +122,10 @@ def certify(
         raise ValueError(
             f"anytime: got method {method!r}, expected betting, the only one that holds at all times"
         )
+    if groups is not None and len(np.unique(groups)) < 2:
+        raise ValueError(
+            "groups: got a single prompt, expected at least 2: only prompts are independent of each other"
+        )
     options: dict[str, Any] = {"planned": not anytime} if method == "betting" else {}
 
     def bound(values: Any, limits: tuple[float, float], level: float, toward: Side) -> Interval:

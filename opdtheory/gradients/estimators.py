@@ -67,7 +67,11 @@ class Estimator:
         """True if its mean is ∇η for every student and teacher (*Theory of On-Policy Distillation*, Thm
         1).
         """
-        return self.lam == 1 and (self.alpha is None or bool(np.all(self.alpha == 1))) and self.form != "topd_return"
+        return (
+            self.lam == 1
+            and (self.alpha is None or bool(np.all(self.alpha == 1)))
+            and self.form != "topd_return"
+        )
 
 
 ESTIMATORS: Mapping[str, Estimator] = {
