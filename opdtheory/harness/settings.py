@@ -113,7 +113,7 @@ IMPROVE: dict[str, Any] = {
         "weight_bits": None,
     },
     "task": "number",
-    "methods": ["none", "ppo", "dppo_binary_tv", "trm", "cispo"],
+    "methods": ["none", "ppo", "dppo_binary_tv", "trm"],
     "prompts": 16,
     "evaluation_prompts": 40,
     "group": 4,
