@@ -292,7 +292,7 @@ def test_surrogate_gives_an_improvement_bound() -> None:
 def test_log_ratios_give_the_sequence_divergence() -> None:
     """E[R log W] + E[(1−R) log W] = −D, so that s1 follows from the two."""
     report = calculate(reward_log_w=-0.001, cost_log_w=-0.003)
-    assert report["derived"]["kl_seq"]["value"] == pytest.approx(0.004, rel=TIGHT)
+    assert report["derived"]["kl_seq"]["value"] == pytest.approx(0.004, rel=LOOSE64)
     assert "ours.s1" in {e["id"] for e in report["bounds"]}
 
 
