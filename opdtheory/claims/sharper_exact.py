@@ -16,7 +16,7 @@ from opdtheory.claims.sharper_steps import STEP, algebra, leak, offer, plain_siz
 from opdtheory.claims.sources import OURS
 from opdtheory.elementary import absolute, exact, minimum
 from opdtheory.spaces import policy_pairs, teacher_students
-from opdtheory.tabular import PolicyPair, TokenTree
+from opdtheory.tabular import PolicyPair, TeacherStudent, TokenTree
 from opdtheory.verification.blocks import Values, to_float
 from opdtheory.verification.claim import Mutant
 from opdtheory.verification.evidence import Evidence
@@ -135,6 +135,37 @@ def _mixing_steps() -> Evidence:
     return Evidence("lemma", ok, "C·α^{−1/β} = 1/α − 1; 1/β − 1 = α/β; βzV′ = V − (1 − αz), V(1/α) = 0")
 
 
+def _bets(alpha: float, horizon: int) -> tuple[float, float]:
+    """The student bets all its mass on a set of teacher's probability a at every step but the last, where it plays what the
+    teacher does not: (a, d(T_tok π, π*)/d(π, π*)).  The bets bring z from 1 to 1/α in equal factors."""
+    factor = alpha ** (-1 / (horizon - 1))
+    a = (1 - alpha) / (factor - alpha)
+    left = sum(a**k * (1 - a) * (1 - alpha * factor**k) for k in range(horizon - 1))
+    return a, left + a ** (horizon - 1) * (1 - alpha * factor ** (horizon - 1))
+
+
+def _bet_instance(alpha: float, horizon: int) -> float:
+    """The same ratio from the tables of both policies."""
+    a = _bets(alpha, horizon)[0]
+    teacher, student = ([np.full((2**t, 2), 0.5) for t in range(horizon)] for _ in range(2))
+    for t in range(horizon):
+        teacher[t][0], student[t][0] = ((1, 0), (0, 1)) if t == horizon - 1 else ((a, 1 - a), (1, 0))
+    x = TeacherStudent.from_levels(TokenTree(vocab=2, horizon=horizon), teacher=teacher, student=student)
+    return float(x.l1_token_mixed(alpha) / x.l1_seq)
+
+
+def _floor_is_approached() -> Evidence:
+    """C_α over the ratio of the sequence of bets tends to one as the horizon grows; the tables agree with its formula."""
+    shown, ok = [], True
+    for alpha in (0.1, 0.5, 0.9):
+        floor = float(bounds.contraction_token_floor(alpha, 1, 1.0))
+        ok &= all(abs(_bet_instance(alpha, t) / _bets(alpha, t)[1] - 1) < 1e-12 for t in (2, 3, 6))
+        ratios = [floor / _bets(alpha, t)[1] for t in (2, 8, 64, 512)]
+        ok &= ratios == sorted(ratios) and 0.99 < ratios[-1] < 1
+        shown.append(f"α = {alpha}: " + ", ".join(f"{r:.4f}" for r in ratios))
+    return Evidence("limit", ok, "C_α·d/d(T_tok) at T = 2, 8, 64, 512 for " + "; ".join(shown))
+
+
 _A, _XI = sp.symbols("alpha xi")
 AFFINE = algebra(
     "U along a ray is affine with slope Cx − βz",
@@ -156,7 +187,7 @@ AFFINE = algebra(
     sharpness="asymptotic",
     hypotheses=("0 < α < 1",),
     proof=f"{DOC}#ours-s10",
-    lemmas=(_mixing_steps, AFFINE),
+    lemmas=(_mixing_steps, AFFINE, _floor_is_approached),
     latex=r"(1-\alpha)\alpha^{\alpha/(1-\alpha)}\,d(\pi,\pi^*)\le d(T_{\mathrm{tok}}\pi,\pi^*)",
     sketch="A submartingale in (∏(α + βx_t), ∏x_t) under the teacher that starts at 0.",
     note="The infimum over all horizons; (1−α)/(1+α) at T = 2, 1 − α at T = 1.",

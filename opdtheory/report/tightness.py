@@ -53,6 +53,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "id": row["id"], "title": row["title"], "source": row["source"], "sharpness": row["sharpness"],
         "form": "ratio" if claim.has_ratio else "margin", "best": _best(row, claim.has_ratio),
+        "limit": next((e["detail"] for e in row["evidence"] if e["grade"] == "limit" and e["ok"]), None),
         "reached": [{k: v for k, v in size.items() if v is not None} for size in row["reached"]], "witness": row["witness"],
         "mutants": {m["name"]: m["got"] for m in row["mutants"]},
     }  # fmt: skip

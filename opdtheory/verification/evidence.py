@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Grade = Literal[
-    "symbolic", "balls", "exhaustive", "computed", "paper", "lemma", "identity-test", "search", "certificate", "check", "error"
+    "symbolic", "balls", "exhaustive", "computed", "paper", "lemma", "limit", "identity-test", "search", "certificate", "check", "error"
 ]
 
 PROOF_GRADES = frozenset({"symbolic", "balls", "exhaustive", "computed"})

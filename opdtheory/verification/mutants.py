@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from opdtheory.verification import blocks as bl
+from opdtheory.verification.ascent import evaluate
 from opdtheory.verification.claim import Claim, Sides
 from opdtheory.verification.confirm import violates
 from opdtheory.verification.searching import BUDGETS, VIOLATED, SearchResult, search
@@ -45,18 +46,16 @@ def _generic(claim: Claim, found: SearchResult | None) -> Iterator[Trial]:
     if claim.sides is None:
         return
     if claim.has_ratio:
-        best = found.best_ratio if found is not None else None
-        if best is None:
-            return
-        for percent in CUTS:
+        best = _witnessed(claim, found)
+        for percent in CUTS if best is not None else ():
             factor = Fraction(100 - percent, 100)
-            tight = claim.sharpness in {"tight", "asymptotic"}
-            expected = "dies" if tight or best > float(factor) * (1 + 1e-3) else "survives"
-            why = "declared best possible" if tight else f"the largest ratio found is {best:.4g}"
+            tight = claim.sharpness == "tight"
+            expected = "dies" if tight or best > factor else "survives"
+            why = "declared best possible" if tight else f"an instance has the ratio {best:.4g}"
             yield claim.scaled(factor), expected, f"constant cut by {percent} %", why
         if best is not None and 1e-3 < best < 1:
-            found_there = Fraction(int(950 * best), 1000)
-            yield claim.scaled(found_there), "dies", f"constant cut to {float(found_there):g}", f"95 % of the largest ratio found, {best:.4g}"
+            below = Fraction(int(990 * best), 1000)
+            yield claim.scaled(below), "dies", f"constant cut to {float(below):g}", f"an instance has the ratio {best:.4g}"
     elif claim.relation in {"==", "identity"}:
         for thousandths in (1, -1):
             shifted = _with(claim, f"shifted {thousandths}", _apart(claim.sides, thousandths))
@@ -70,6 +69,14 @@ def _generic(claim: Claim, found: SearchResult | None) -> Iterator[Trial]:
 
 def _with(claim: Claim, name: str, sides: Sides) -> Claim:
     return claim.variant(name, {"sides": sides})
+
+
+def _witnessed(claim: Claim, found: SearchResult | None) -> float | None:
+    """The ratio of the instance that was written down: what is known to be reached, in fractions."""
+    if found is None or found.values is None or found.witness_size is None:
+        return None
+    stacked = {name: v[None] for name, v in bl.to_float(found.values).items()}
+    return float(evaluate(claim, found.witness_size, stacked, 1)[0])
 
 
 def _apart(sides: Sides, thousandths: int) -> Sides:

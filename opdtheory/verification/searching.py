@@ -34,8 +34,8 @@ once a smaller size has attained the bound (what is carried over attains it agai
 _ATTAINED = 0.999
 _KEPT = 12
 """Best lanes of a size that are carried to the next larger ones."""
-_READABLE = 3000
-"""Free numbers of the largest instance worth writing down."""
+_READABLE, _SHRUNK = 3000, 400
+"""Free numbers of the largest instance worth writing down, and of the largest whose fractions are simplified one by one."""
 _UNCONFIRMED = 1e-4
 """A float excess beyond this is no rounding: if it cannot be confirmed exactly, the entry stays open."""
 
@@ -195,14 +195,13 @@ def witness(claim: Claim, found: list[Findings]) -> tuple[Size | None, bl.Values
     Of several sizes that reach the same within a thousandth, the first: a small instance says it as well as a large one.
     """
     assert claim.space is not None
-    best = max(f.best for f in found)
+    numbers = [sum(map(bl.size_of, claim.space.blocks(**f.size).values())) for f in found]
+    readable = [(f, n) for f, n in zip(found, numbers, strict=True) if n <= _READABLE and len(f.score)]
+    best = max((f.best for f, _ in readable), default=-np.inf)
     if claim.relation in {"==", "identity"} or not np.isfinite(best) or best < -1e5:
         return None, None
-    chosen = next(f for f in found if f.best >= best - 1e-3 * max(abs(best), 1e-6))
+    chosen, free = next((f, n) for f, n in readable if f.best >= best - 1e-3 * max(abs(best), 1e-6))
     blocks = claim.space.blocks(**chosen.size)
-    numbers = sum(map(bl.size_of, blocks.values()))
-    if not len(chosen.score) or numbers > _READABLE:
-        return None, None
     floats = {name: v[0] for name, v in bl.decode(blocks, chosen.theta[:1]).items()}
     accept = chosen.best - 0.005 * max(abs(chosen.best), 1e-6)
     for denominator in DENOMINATORS:
@@ -210,5 +209,5 @@ def witness(claim: Claim, found: list[Findings]) -> tuple[Size | None, bl.Values
         stacked = {name: v[None] for name, v in bl.to_float(values).items()}
         score = evaluate(claim, chosen.size, stacked, 1)[0]
         if accept < score <= threshold(claim) + EXCESS:
-            return chosen.size, shrink(claim, chosen.size, values, accept)
+            return chosen.size, shrink(claim, chosen.size, values, accept) if free <= _SHRUNK else values
     return None, None
