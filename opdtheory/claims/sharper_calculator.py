@@ -64,7 +64,7 @@ def _state(
     statement = " ".join((bound.function.__doc__ or "").split(">>>")[0].split())
     return entry(
         bound_id, source, locator, bound.name, space=space, sides=sides, nature="ours", sharpness=sharpness,
-        statement=statement, hypotheses=hypotheses, sketch=sketch, depends_on=depends_on,
+        statement=statement, hypotheses=hypotheses, sketch=sketch, depends_on=depends_on, proof=f"{DOC}#calculator",
         mutants=(_half(sides),) if mutants is None else mutants,
     )  # fmt: skip
 
@@ -214,7 +214,7 @@ def _smallest(steps: list[Any]) -> Any:
 @claim(
     "trm.2.5.1/marginal-sharp", TRM, "slide 2.5.1 and A.6, sharp", "Laws of contexts part no faster than 1 − (1−ε)^t",
     space=replace(WORST, sizes=WORST.sizes[1:]), nature="ours", sharpness="tight", hypotheses=(ANY_SUPPORT,),
-    depends_on=("trm.2.5.1/simulation",),
+    depends_on=("trm.2.5.1/simulation",), proof=f"{DOC}#calculator",
     sketch="A maximal coupling keeps the prefixes together with chance at least 1 − ε a step.",
     mutants=(
         Mutant(
@@ -294,7 +294,7 @@ _ALPHAS = (0.0625, 0.25, 0.875)  # exact in binary
 
 @claim(
     "topd.thm4.2-sharp/softmax", TOPD, "Theorem 4.2", "Second moment of the gradient with free logits", space=single_states(),
-    nature="ours", sharpness="loose", hypotheses=("the token is drawn from the student",), depends_on=("topd.thm4.2-sharp",),
+    nature="ours", sharpness="loose", hypotheses=("the token is drawn from the student",), depends_on=("topd.thm4.2-sharp",), proof=f"{DOC}#calculator",
     sketch="‖e_y − p‖² = 1 − 2p_y + Σp² ≤ 2, and E_p[r̃²] ≤ K(α).",
     mutants=(
         Mutant("a tenth", "dies", "the bound is within a factor of ten of the truth", {"sides": lambda x: (10 * _largest_share(x), 1)}),
@@ -347,7 +347,7 @@ def _worst_error(x: Any) -> Any:
 
 @claim(
     "topd.thm4.4/uniform", TOPD, "Theorem 4.4, Eqs 12 and 13", "Contraction with errors of one size", space=_UPDATES, nature="ours",
-    sharpness="tight", hypotheses=("whole responses are mixed", "0 < α < 1"), depends_on=("topd.thm4.4",),
+    sharpness="tight", hypotheses=("whole responses are mixed", "0 < α < 1"), depends_on=("topd.thm4.4",), proof=f"{DOC}#calculator",
     sketch="The errors of topd.thm4.4, each at most e, sum to a geometric series; started at e/α or nearer it stays there.",
     mutants=(
         Mutant(
