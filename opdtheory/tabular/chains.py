@@ -137,7 +137,11 @@ class FiniteContextChain:
 
     @classmethod
     def count(cls, behavior: Any, target: Any, *, horizon: int, **options: Any) -> Self:
-        """Binary tokens, states = how many ones so far (0..horizon); rows of the tables are the counts."""
+        """Binary tokens, states = how many ones so far (0..horizon); rows of the tables are the counts.
+
+        Every pair of a step and a count is visited, so that the cost grows with the square of the horizon;
+        tokens that do not depend on the count are cheaper as ``IidBinary``.
+        """
         states = np.shape(behavior)[-2]
         if states != horizon + 1:
             raise ValueError(f"behavior has {states} states: expected horizon + 1 = {horizon + 1}")
