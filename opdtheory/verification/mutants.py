@@ -47,13 +47,15 @@ def _generic(claim: Claim, found: SearchResult | None) -> Iterator[Trial]:
         return
     if claim.has_ratio:
         best = _witnessed(claim, found)
-        for percent in CUTS if best is not None else ():
+        if best is None:
+            return
+        for percent in CUTS:
             factor = Fraction(100 - percent, 100)
             tight = claim.sharpness == "tight"
             expected = "dies" if tight or best > factor else "survives"
             why = "declared best possible" if tight else f"an instance has the ratio {best:.4g}"
             yield claim.scaled(factor), expected, f"constant cut by {percent} %", why
-        if best is not None and 1e-3 < best < 1:
+        if 1e-3 < best < 1:
             below = Fraction(int(990 * best), 1000)
             yield claim.scaled(below), "dies", f"constant cut to {float(below):g}", f"an instance has the ratio {best:.4g}"
     elif claim.relation in {"==", "identity"}:
