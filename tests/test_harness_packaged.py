@@ -123,7 +123,7 @@ def test_distillation_brings_the_shortened_student_closer(tmp_path):
 
 
 def test_topd_gradients_stay_within_the_sharp_variance_bound(tmp_path):
-    config = {"sequences": 4, "block": 2, "max_tokens": 4, "prompts": 1, "sketch": 64, "alphas": [0.1, 0.5]}
+    config = {"sequences": 6, "block": 2, "max_tokens": 4, "prompts": 1, "sketch": 64, "alphas": [0.1, 0.5]}
     record = run_experiment("gradients", config, tmp_path)
     for entry in record["topd"]:
         assert 0 < entry["reward_second_moment_exact_max"] <= entry["sharp_constant"]
