@@ -29,6 +29,7 @@ from opdtheory.bounds.hellinger import (
     hellinger_marginal,
     hellinger_midpoint,
     hellinger_tokens,
+    reverse_kl_interpolated,
     reverse_kl_tokens,
 )
 from opdtheory.bounds.improvement import (
@@ -146,6 +147,7 @@ __all__ = [
     "pinsker_marginal_centred",
     "pinsker_marginal_reverse",
     "remainder_supremum",
+    "reverse_kl_interpolated",
     "reverse_kl_tokens",
     "reverse_sequence_kl",
     "sequence_kl",

@@ -212,14 +212,13 @@ def _like(n: Any, x: Any) -> Any:
 
 
 @bound(
-    "topd.thm4.4",
+    "topd.thm4.4/uniform",
     "Contraction, sequence-level",
     "(1−α)^k d₀ + e(1−(1−α)^k)/α",
     target="distance",
     source=f"{TOPD}, Theorem 4.4, Eq 12",
     sharpness="tight",
     assumptions=("mixture of whole responses", "errors at most e"),
-    claim="topd.thm4.4/uniform",
 )
 def contraction_sequence(alpha: Any, steps: Any, initial: Any = 2, step_error: Any = 0) -> Any:
     """(1−α)^k·d₀ + e·(1 − (1−α)^k)/α after k steps, each with an L1 error of at most e.

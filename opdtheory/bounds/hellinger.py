@@ -32,6 +32,12 @@ def reverse_kl_tokens(reverse_kl_sum: Any, *, span: Any = 1) -> Any:
     return scaled(7 * reverse_kl_sum / 2, span)
 
 
+@error_bound("ours.s13/reverse", "Reverse KL on visited contexts, interpolated", "Σ KL(π‖μ)")
+def reverse_kl_interpolated(reverse_kl_sum: Any, *, span: Any = 1) -> Any:
+    """(11/4) Σ_t E_{d_t^μ} KL(π‖μ)(c_t): ``reverse_kl_tokens`` with the best constant proved so far."""
+    return scaled(11 * reverse_kl_sum / 4, span)
+
+
 @bound("ours.s9/chain", "Hellinger distance of responses", "Σ h²", target="step")
 def hellinger_chain(hellinger2_sum: Any) -> Any:
     """H²(μ, π) ≤ 4 Σ_t E_{d_t^μ} h²(c_t)."""

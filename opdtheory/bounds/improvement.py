@@ -10,7 +10,7 @@ from typing import Any
 from opdtheory.bounds.powers import excess_growth, growth, miss_probability
 from opdtheory.bounds.registry import DPPO, TOPD, TRM, bound, scaled
 from opdtheory.bounds.surrogate_error import mixed, pinsker_marginal
-from opdtheory.elementary import expm1, minimum, sqrt
+from opdtheory.elementary import expm1, is_exact, minimum, sqrt, where
 
 _ABSOLUTE_CONTINUITY = ("supp π ⊆ supp μ at every context",)
 _SHIFTED = ("R counted from the smallest reward",)
@@ -62,6 +62,14 @@ def log_ratio_upper(cost_log_w: Any) -> Any:
     return -cost_log_w
 
 
+def _tilted(mass: Any, total: Any) -> Any:
+    """mass·(e^{total/mass} − 1), and on floats its limit 0 where a mean of nothing is zero."""
+    if is_exact(mass) or hasattr(mass, "__elementary__"):
+        return mass * expm1(total / mass)
+    some = mass > 0
+    return where(some, mass * expm1(total / where(some, mass, 1.0)), 0.0 * total)
+
+
 @bound(
     "ours.s2/exp-lower",
     "Exponential log-ratio lower bound",
@@ -71,8 +79,8 @@ def log_ratio_upper(cost_log_w: Any) -> Any:
     assumptions=_SHIFTED,
 )
 def exponential_lower(J_behavior: Any, reward_log_w: Any) -> Any:
-    """J(π) − J(μ) ≥ J(μ)(exp(E_μ[R log W]/J(μ)) − 1), never below the linear form."""
-    return J_behavior * expm1(reward_log_w / J_behavior)
+    """J(π) − J(μ) ≥ J(μ)(exp(E_μ[R log W]/J(μ)) − 1), never below the linear form; 0 at J(μ) = 0."""
+    return _tilted(J_behavior, reward_log_w)
 
 
 @bound(
@@ -88,8 +96,7 @@ def exponential_upper(J_behavior: Any, cost_log_w: Any, *, span: Any = 1) -> Any
 
     For R in [0, span] it reads span − R and span − J(μ) in place of 1 − R and 1 − J(μ).
     """
-    cost = span - J_behavior
-    return -cost * expm1(cost_log_w / cost)
+    return -_tilted(span - J_behavior, cost_log_w)
 
 
 @bound(
@@ -107,12 +114,11 @@ def floored_log_ratio_lower(reward_floor_log_w: Any) -> Any:
 
 
 @bound(
-    "ours.s8/mask",
+    "ours.s8/masked",
     "Masked lower bound",
     "L_M − E[M R Σ k3] − E[(1−M)R]",
     target="improvement_lower",
     assumptions=(*_SHIFTED, "mask in [0, 1]"),
-    claim="ours.s8/masked",
 )
 def masked_lower(masked_surrogate: Any, masked_k3: Any, masked_reward_lost: Any) -> Any:
     """J(π) − J(μ) ≥ E_μ[M R Σ(ρ_t−1)] − E_μ[M R Σ k3(ρ_t)] − E_μ[(1−M)R], M masking responses."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from opdtheory import bounds
 from opdtheory.claims.sharper import ANY_SUPPORT, DOC, UNIT, WORST
 from opdtheory.claims.sharper_steps import leak, offer, split_then_part
 from opdtheory.claims.sources import OURS
@@ -186,4 +187,4 @@ LAST = (
 )
 def reverse_better(x: Any) -> Any:
     """|J(π) − J(μ) − L| ≤ (11/4) Σ_t E_{d_t^μ} KL(π‖μ)(c_t)."""
-    return absolute(x.error), 11 * x.reverse_kl_sum / 4
+    return absolute(x.error), bounds.reverse_kl_interpolated(x.reverse_kl_sum)
