@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 import opdtheory
+from opdtheory.bounds.registry import REGISTRY
 from opdtheory.verification import runner
 from opdtheory.verification.ascent import SidesError
 from opdtheory.verification.certificate import file_name, write_json
@@ -160,7 +161,11 @@ def show(claim_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Statement, hypotheses, verdict, evidence, counterexamples or witness of one claim."""
     from opdtheory.report.tables import claim_page
 
-    claim = _claim(claim_id)
+    # `bounds` and `plan` name some forms of a bound that one entry proves together
+    form = REGISTRY.get(claim_id)
+    claim = _claim(claim_id if form is None else form.claim)
+    if claim.id != claim_id:
+        out.print(f"{claim_id}: a form of {claim.id}", markup=False, highlight=False)
     out.print(claim_page(claim, _recorded().get(claim.id)))
 
 
@@ -200,7 +205,7 @@ def verify_command(
     engine: Annotated[Engine, typer.Option(help="Where the processes run.")] = Engine.local,
     json_file: JsonFile = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained report.")] = None,
-    certificates: Annotated[Path | None, typer.Option(help="Write certificates of refuted claims into this folder.")] = None,
+    certificates: Annotated[Path | None, typer.Option(help="Write certificates of refuted claims into this folder; build/certificates for a file of claims.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with the committed record; exit 1 on a difference.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Take over the verdicts that an interrupted run finished.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Make this run the committed record (maintainers).")] = False,
@@ -241,8 +246,11 @@ def verify_command(
     if finished:
         err.print(f"{len(finished)} of {len(claims)} verdicts taken over from an interrupted run", markup=False, highlight=False)
     document = runner.results(verdicts, effort.value, seed, time.perf_counter() - begin)
+    if certificates is None and files:
+        certificates = Path("build") / "certificates"
     if certificates is not None:
         runner.write_certificates(verdicts, certificates)
+        err.print(f"certificates: {certificates}", markup=False, highlight=False)
     if json_file is not None:
         write_json(json_file, document)
     if html is not None:

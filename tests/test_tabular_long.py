@@ -231,7 +231,7 @@ def test_mdp_equals_truncated_rollout_sums(seed):
         (lambda: IidBinary(0.5, 0.5, 3).J_behavior([1.0]), r"reward has shape \(1,\): expected \(4,\)"),
         (lambda: markov_sequence_tv([[1, 1], [0, 1]], np.eye(2), 3), r"behavior = .*two rows"),
         (lambda: DiscountedMDP([[[1.0]]], [[1.0]], 1.0, [1.0], [[1.0]], [[1.0]]), r"gamma = 1.0"),
-        (lambda: DiscountedMDP([[[1.0]]], [[1.0]], 0.5, [0.5], [[1.0]], [[1.0]]), r"initial\[\] sums to 0.5"),
+        (lambda: DiscountedMDP([[[1.0]]], [[1.0]], 0.5, [0.5], [[1.0]], [[1.0]]), "initial sums to 0.5"),
         (lambda: DiscountedMDP([[[1.0]]], [[1.0]], 0.5, [1.0, 0.0], [[1.0]], [[1.0]]), r"initial has shape"),
     ],
 )

@@ -71,7 +71,7 @@ def eq10(x: Any) -> tuple[Any, Any]:
 @claim(
     "dppo.eq10/exact", DPPO, "Eq 10, without a support assumption", "TV with the unsampled mass",
     nature="ours", space=STATES, relation="==", sharpness="identity",
-    hypotheses=("none on supports",),
+    hypotheses=("no condition on supports",),
     proof=f"{PROOFS}#eq10",
     sketch="Split Σ|π − μ| at the support of μ.",
     mutants=(
@@ -136,7 +136,7 @@ def eq12(x: Any) -> tuple[Any, Any]:
 
 @claim(
     "dppo.eq13", DPPO, "Eq 13", "Binary TV is a lower bound", space=STATES, sharpness="tight",
-    hypotheses=("none on supports",), proof=f"{PROOFS}#partition",
+    hypotheses=("no condition on supports",), proof=f"{PROOFS}#partition",
     sketch="Merging all other tokens is a partition; the triangle inequality.",
     latex=r"|\mu(a)-\pi(a)|\le\mathrm{TV}(\mu,\pi)",
     mutants=(
@@ -237,7 +237,7 @@ def _printed_gap() -> Evidence:
 @claim(
     "dppo.c1", DPPO, "Appendix C.1", "Partition TV is a lower bound, with an exact gap",
     space=STATES, relation="==", sharpness="identity", checks=(_printed_gap,),
-    hypotheses=("none on supports",), proof=f"{PROOFS}#partition",
+    hypotheses=("no condition on supports",), proof=f"{PROOFS}#partition",
     mutants=(
         Mutant("gap forgotten", "dies", "the bucket hides what its tokens exchange", {"sides": lambda x: (x.tv, x.topk_tv(1))}),
         Mutant("gap twice", "dies", "what is lost inside a cell counts once", {"sides": lambda x: (x.tv, x.topk_tv(1) + 2 * _tail_gap(x))}),

@@ -35,7 +35,7 @@ FREE = policy_pairs()
 DOUBLED = policy_pairs(reward=(0.0, 2.0))
 UNIT = "R in [0, 1]"
 NESTED = "supp π ⊆ supp μ at every context"
-ANY_SUPPORT = "none on supports"
+ANY_SUPPORT = "no condition on supports"
 
 
 # ------------------------------------------------------------ the error itself

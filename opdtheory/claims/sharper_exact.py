@@ -85,7 +85,7 @@ def _nodes_stay_apart() -> Evidence:
     "ours.s5/sup",
     OURS,
     "s5",
-    "Exact supremum at a maximal χ²",
+    "Largest error at a maximal χ², exact where the construction does not degenerate",
     space=COVERED_WORST,
     nature="ours",
     sharpness="tight",

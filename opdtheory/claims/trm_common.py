@@ -19,7 +19,7 @@ PROOFS = "docs/proofs/trm.md"
 UNIT = "R in [0, 1]"
 FIXED = "every response has exactly T tokens"
 NESTED = "supp π ⊆ supp μ at every context"
-ANY_SUPPORT = "none on supports"
+ANY_SUPPORT = "no condition on supports"
 
 WORST = policy_pairs(reward="extremal")
 """For given policies the reward in [0, 1] with the largest error."""

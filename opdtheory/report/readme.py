@@ -48,12 +48,13 @@ def summary_table(record: dict[str, Any]) -> str:
 
 def full_table(record: dict[str, Any]) -> str:
     """Every entry: id, title, what became of the printed form, status, tightness, certificate."""
-    parts = ["# Verdicts", "", "Generated from `opdtheory/data/record.json`; `opdtheory show ID` prints one entry in full.", ""]
+    parts = ["# Verdicts", "", "Generated from `opdtheory/data/record.json`; `opdtheory show ID` prints one entry in full, and "
+             "[tightness.md](tightness.md) has the ratios of a wider search.", ""]
     for key, source in SOURCES.items():
         rows = [r for r in record["claims"] if r["source"] == key]
         if not rows:
             continue
-        parts += [f"## {source.title}", "", "| id | title | as printed | status | largest lhs/rhs |", "|---|---|---|---|---:|"]
+        parts += [f"## {source.title}", "", "| id | title | as printed | status | lhs/rhs in the default search |", "|---|---|---|---|---:|"]
         for r in rows:
             ratio = f"{r['best_ratio']:.4f}" if isinstance(r["best_ratio"], float) else ""
             own = f"certificates/{file_name(r['id'])}"

@@ -82,7 +82,7 @@ def claim_page(claim: Claim, row: dict[str, Any] | None) -> Group:
         return Group(*parts)
     parts.append(Text.assemble("\nas printed: ", row["as_printed"], "   status: ", _status(row["status"])))
     if isinstance(row["best_ratio"], float):
-        parts.append(Text(f"largest lhs/rhs found: {row['best_ratio']:.6g}   sharpness: {row['sharpness']}"))
+        parts.append(Text(f"largest lhs/rhs in the default search: {row['best_ratio']:.6g}   sharpness: {row['sharpness']}"))
     swept = _swept(claim.id)
     if swept:
         parts.append(Text(swept))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from opdtheory.bounds.registry import REGISTRY
 from opdtheory.claims import get
 from opdtheory.claims.sources import SOURCES
 from opdtheory.report.page import SCENARIOS, scenario_table
@@ -91,7 +92,7 @@ def scenarios() -> list[str]:
         for cell in row["cells"]:
             text = "–" if cell is None else f"{cell['value']:.4g}" if isinstance(cell["value"], float) else str(cell["value"])
             cells.append(f"{text} (says nothing)" if cell is not None and cell["vacuous"] else f"**{text}**")
-        lines.append(f"| {row['name']} | `{row['id']}` | {row['scaling'].replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['name']} | `{REGISTRY[row['id']].claim}` | {row['scaling'].replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -120,7 +121,7 @@ def page(record: dict[str, Any]) -> str:
     parts = [
         "# How tight every bound is", "",
         "Generated from `opdtheory/data/tightness.json`, the record of `opdtheory verify --effort thorough`; "
-        "`opdtheory show ID` prints the instance behind a number.", "",
+        "`opdtheory show ID` prints the instance of the default search, whose ratio may be smaller.", "",
         f"## What each bound says at T = {SCENARIOS[0]['horizon']} on the papers' own scenarios", "",
         "Bounds on |J(π) − J(μ) − L| for rewards in [0, 1], where 1 says nothing: δ the largest KL(μ‖π) of any context, D the KL(μ‖π) "
         "of whole responses. Total variation enters through Pinsker's inequality where it is not given.", "",

@@ -19,7 +19,7 @@ from opdtheory.verification.claim import Claim
 from opdtheory.verification.shrinking import reading_cost, shrink
 
 DENOMINATORS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 40, 50, 100, 200, 500, 1000, 10**4, 10**6, 10**9, 10**12)
-_EXACT_HINT = "sides run on exact rationals and balls too: use plain arithmetic, whole-number constants and opdtheory.elementary"
+_EXACT_HINT = "sides run on exact rationals and balls too: use plain arithmetic, whole-number constants (99 * x.tv_sum / 100, not 0.99 * x.tv_sum) and opdtheory.elementary"
 
 
 def exact_sides(claim: Claim, size: Size, values: bl.Values) -> tuple[Any, Any, list[tuple[Any, str, Any]]]:

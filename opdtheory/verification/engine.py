@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,14 @@ from opdtheory.verification.ascent import EXCESS, SidesError
 from opdtheory.verification.certificate import file_name, load, states
 from opdtheory.verification.claim import Claim
 from opdtheory.verification.evidence import Evidence
+from opdtheory.verification.exhaustive import grid
 from opdtheory.verification.searching import BUDGETS, SearchResult, finite, search
 from opdtheory.verification.status import Status, as_printed, disagreement, own_status
 
 Effort = Literal["quick", "default", "thorough"]
+
+_GRID: Mapping[Effort, int] = {"quick": 0, "default": 1000, "thorough": 20000}
+"""Instances of a grid that is checked to the last one."""
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, when the package runs from one: documentation and committed certificates live there."""
 
@@ -118,6 +123,8 @@ def _gather(verdict: Verdict, effort: Effort, seed: int, replay: bool) -> None:
             found = search(claim, seed=seed, budget=BUDGETS[effort], sizes=sizes, wide=effort == "thorough")
             verdict.found = found
             verdict.evidence.append(_search_evidence(verdict, found))
+            if not found.refuted:
+                verdict.evidence += _grids(claim, _GRID[effort])
         _check_tightness(verdict, effort)
     if claim.unassumed is not None:
         _drop_assumption(verdict, effort, seed, replay)
@@ -126,6 +133,14 @@ def _gather(verdict: Verdict, effort: Effort, seed: int, replay: bool) -> None:
         verdict.problems += [
             f"mutant “{m['name']}” was expected to {m['expected'][:-1]} but {m['got']}" for m in verdict.mutants if m["got"] != m["expected"]
         ]
+
+
+def _grids(claim: Claim, at_most: int) -> list[Evidence]:
+    """Grids at the two smallest sizes; coarser ones where every instance is decided exactly."""
+    assert claim.space is not None
+    exact_everywhere = claim.given is not None or claim.relation in {"==", "identity"}
+    found = [grid(claim, size, at_most=at_most // (10 if exact_everywhere else 1)) for size in claim.space.sizes[:2]]
+    return [e for e in found if e is not None]
 
 
 def _run_proof(proof: Any) -> Evidence:
