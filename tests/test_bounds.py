@@ -470,3 +470,20 @@ def test_discounted_bounds_on_random_processes() -> None:
         assert sharp <= bounds.discounted_trpo(gamma, mdp.tv_max, mdp.adv_max)
         slack.append(abs(mdp.error) / sharp)
     assert max(slack) > 0.1
+
+
+def test_nothing_times_infinity_is_nothing() -> None:
+    """Policies that agree where μ goes and are disjoint elsewhere, or have no second token, leave no error."""
+    for value in (
+        bounds.sharp_mixed(3, np.inf, 0.0),
+        bounds.sharp_mixed(1, np.inf, 0.5),
+        bounds.sharp_mixed_reverse(3, np.inf, 0.0),
+        bounds.sharp_mixed_crossed(3, np.inf, 0.0),
+        bounds.mixed(3, np.inf, 0.0),
+        bounds.trpo_kl(1, np.inf),
+        bounds.reverse_sequence_kl(1, np.inf),
+        bounds.reverse_kl_interpolated(np.inf, span=0),
+        *bounds.sharp_mixed(3, np.array([np.inf, np.inf]), np.array([0.0, 0.0])),
+    ):
+        assert float(value) == 0
+    assert bounds.sharp_mixed(3, np.array([np.inf]), np.array([0.1]))[0] == np.inf

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
+from opdtheory.elementary import is_exact, where
+
 TRM = "Trust Region Masking for Long-Horizon LLM Reinforcement Learning"
 DPPO = "Rethinking the Trust Region in LLM Reinforcement Learning"
 TOPD = "Trust Region Policy Distillation"
@@ -230,7 +232,18 @@ error_bound = partial(bound, target="surrogate_error")
 
 def scaled(value: Any, span: Any) -> Any:
     """``value`` for rewards of the given span, without a spurious factor 1 in recorded formulas."""
-    return value if isinstance(span, int) and span == 1 else value * span
+    return value if isinstance(span, int) and span == 1 else product(value, span)
+
+
+def product(a: Any, b: Any) -> Any:
+    """a·b with 0·∞ = 0: what is not there costs nothing, however far apart the policies are elsewhere."""
+    if any(is_exact(x) or hasattr(x, "__elementary__") for x in (a, b)):
+        return a * b
+    if all(isinstance(x, (int, float)) for x in (a, b)):
+        return 0.0 if a == 0 or b == 0 else a * b
+    with np.errstate(invalid="ignore"):
+        nothing = (a == 0) | (b == 0)
+        return where(nothing, 0.0, a * b)
 
 
 __all__ = [
@@ -247,5 +260,6 @@ __all__ = [
     "bound",
     "error_bound",
     "largest_below",
+    "product",
     "scaled",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from opdtheory.bounds.powers import excess_growth, miss_probability
-from opdtheory.bounds.registry import DPPO, TRM, bound, error_bound, scaled
+from opdtheory.bounds.registry import DPPO, TRM, bound, error_bound, product, scaled
 from opdtheory.elementary import absolute, asum, minimum, sqrt
 
 _ABSOLUTE_CONTINUITY = ("supp π ⊆ supp μ at every context",)
@@ -31,7 +31,7 @@ def trpo_kl(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     >>> round(trpo_kl(4096, 1e-4))
     1677
     """
-    return scaled(horizon * (horizon - 1) * kl_max, span)
+    return scaled(product(horizon * (horizon - 1), kl_max), span)
 
 
 @error_bound("trm.2.4/centred/tv", "TRPO-style centred, TV", "T² ε²")
@@ -43,7 +43,7 @@ def trpo_tv_centred(horizon: Any, tv_max: Any, *, span: Any = 1) -> Any:
 @error_bound("trm.2.4/centred/kl", "TRPO-style centred, KL", "T² δ")
 def trpo_kl_centred(horizon: Any, kl_max: Any, *, span: Any = 1) -> Any:
     """T(T−1)δ/2: the centred form after Pinsker."""
-    return scaled(horizon * (horizon - 1) * kl_max / 2, span)
+    return scaled(product(horizon * (horizon - 1), kl_max) / 2, span)
 
 
 @error_bound("trm.2.5.4", "Pinsker-marginal", "T^{3/2} δ", source=f"{TRM}, slide 2.5.4")
@@ -77,13 +77,13 @@ def mixed(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     >>> round(float(mixed(4096, 1e-4, 0.01)), 1)
     8.2
     """
-    return scaled(2 * horizon * sqrt(kl_max * kl_seq), span)
+    return scaled(2 * horizon * sqrt(product(kl_max, kl_seq)), span)
 
 
 @error_bound("trm.2.5.5/centred", "Mixed centred", "T √(δD)")
 def mixed_centred(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     """T√(δD): half of the printed constant, from |g| ≤ TV·span."""
-    return scaled(horizon * sqrt(kl_max * kl_seq), span)
+    return scaled(horizon * sqrt(product(kl_max, kl_seq)), span)
 
 
 @error_bound("dppo.thm3.2", "DPPO quadratic", "ξ T² ε²", source=f"{DPPO}, Theorem 3.2")
@@ -245,19 +245,19 @@ def chi2_supremum(horizon: Any, chi2_max: Any, *, span: Any = 1) -> Any:
 @error_bound("ours.s6", "Sharp mixed", "T √(δD)")
 def sharp_mixed(horizon: Any, kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     """√(T(T−1)/2·δD), D summed over contexts that μ visits."""
-    return scaled(sqrt(horizon * (horizon - 1) * kl_max * kl_seq / 2), span)
+    return scaled(sqrt(product(product(horizon * (horizon - 1), kl_max), kl_seq) / 2), span)
 
 
 @error_bound("ours.s6/reverse", "Sharp mixed, reverse KL", "T √(δD)")
 def sharp_mixed_reverse(horizon: Any, reverse_kl_max: Any, reverse_kl_sum: Any, *, span: Any = 1) -> Any:
     """√(T(T−1)/2·δ′D′) with KL(π‖μ) in both places; D′ = Σ_t E_{d_t^μ} KL(π‖μ)(c_t)."""
-    return scaled(sqrt(horizon * (horizon - 1) * reverse_kl_max * reverse_kl_sum / 2), span)
+    return scaled(sqrt(product(product(horizon * (horizon - 1), reverse_kl_max), reverse_kl_sum) / 2), span)
 
 
 @error_bound("ours.s6/crossed", "Sharp mixed, crossed", "T √(δ′D)")
 def sharp_mixed_crossed(horizon: Any, reverse_kl_max: Any, kl_seq: Any, *, span: Any = 1) -> Any:
     """√(T(T−1)/2·δ′D), δ′ the largest KL(π‖μ) and D the summed KL(μ‖π)."""
-    return scaled(sqrt(horizon * (horizon - 1) * reverse_kl_max * kl_seq / 2), span)
+    return scaled(sqrt(product(product(horizon * (horizon - 1), reverse_kl_max), kl_seq) / 2), span)
 
 
 @error_bound("ours.s12", "Reverse KL of responses", "T KL(π‖μ)", sharpness="asymptotic")
@@ -270,7 +270,7 @@ def reverse_sequence_kl(horizon: Any, reverse_kl_seq: Any, *, span: Any = 1) -> 
     >>> round(reverse_sequence_kl(100, 1e-3), 6)
     0.099
     """
-    return scaled((horizon - 1) * reverse_kl_seq, span)
+    return scaled(product(horizon - 1, reverse_kl_seq), span)
 
 
 # -------------------- the pieces inside

@@ -23,6 +23,7 @@ COVERED = spaces.policy_pairs(reward=(-1.0, 1.0), sizes=ANY_LENGTH, absolutely_c
 UNCOVERED = spaces.policy_pairs(reward=(-1.0, 1.0), sizes=ANY_LENGTH)
 PROOFS = "docs/proofs/dppo.md"
 BOUNDED = "ξ = max |R|"
+SURROGATE = "L = Σ_t E_{d_t^μ} E_π A^μ, which is the printed E_μ[R Σ(ρ_t − 1)] where supp π ⊆ supp μ"
 SEED = 7
 
 
@@ -126,7 +127,7 @@ def _quoted_regime() -> tuple[bool, str]:
     space=SIGNED, sharpness="tight", vacuous_as_quoted=_quoted_regime, depends_on=("ours.s4",),
     proof=f"{PROOFS}#bounds",
     useful_when="2T(T−1)ε² < the reward's span over 2ξ, that is ε of order 1/T",
-    hypotheses=("ξ = max |R|; by shift invariance ξ may be half the reward's span",),
+    hypotheses=("ξ = max |R|; by shift invariance ξ may be half the reward's span", SURROGATE),
     corrected_by=("ours.s4",),
     sketch="|Error| ≤ ξ Σ_t E|ρ_t − 1| · 2TV(future) and TV(future) ≤ (T − t)ε. At T = 2 with R ∈ [−ξ, ξ] it is attained; for larger T the supremum is "
     "2ξTε(1 − (1 − ε)^{T−1}).",
@@ -137,14 +138,37 @@ def _quoted_regime() -> tuple[bool, str]:
     ),
 )  # fmt: skip
 def thm32(x: Any) -> tuple[Any, Any]:
-    """|J(π) − J(μ) − L′| ≤ 2ξT(T − 1)ε², ξ the largest |R| and ε the largest TV of any context."""
+    """|J(π) − J(μ) − L| ≤ 2ξT(T − 1)ε², ξ the largest |R| and ε the largest TV of any context."""
     return abs(x.error), bounds.dppo_quadratic(x.horizon, x.tv_max, reward_bound(x))
+
+
+@claim(
+    "dppo.thm3.2/printed", DPPO, "Theorem 3.2 with the surrogate of Eq 5", "Quadratic improvement bound, expectations under the behaviour",
+    space=COVERED, sharpness="tight", depends_on=("dppo.thm3.2", "dppo.b4"),
+    hypotheses=("ξ = max |R|",),
+    proof=f"{PROOFS}#bounds",
+    assumption="supp π ⊆ supp μ at every context",
+    unassumed={"space": UNCOVERED},
+    sketch="Where μ covers π the two surrogates agree. Elsewhere E_μ[R Σ(ρ_t − 1)] does not see the tokens that only π plays.",
+    latex=r"J(\pi)-J(\mu)\ge \mathbb{E}_\mu\Big[R\sum_t(\rho_t-1)\Big]-2\xi T(T-1)\varepsilon^2",
+    mutants=(
+        Mutant("off by one horizon", "dies", "T(T−1) is what Σ(T−t) gives", {"sides": lambda x: (_missed(x), 2 * reward_bound(x) * (x.horizon - 1) ** 2 * x.tv_max**2)}),
+        Mutant("mean for maximum", "dies", "the mean TV misses the contexts that only π visits", {"sides": lambda x: (_missed(x), 2 * reward_bound(x) * x.tv_sum**2)}),
+    ),
+)  # fmt: skip
+def thm32_printed(x: Any) -> tuple[Any, Any]:
+    """|J(π) − J(μ) − E_μ[R Σ(ρ_t − 1)]| ≤ 2ξT(T − 1)ε²."""
+    return _missed(x), bounds.dppo_quadratic(x.horizon, x.tv_max, reward_bound(x))
+
+
+def _missed(x: Any) -> Any:
+    return abs(x.improvement - x.surrogate_reward)
 
 
 @claim(
     "dppo.b1", DPPO, "Lemma B.1", "Sequence TV is at most the expected token TVs",
     space=PAIRS, sharpness="tight",
-    hypotheses=("none on supports",),
+    hypotheses=("no condition on supports",),
     proof=f"{PROOFS}#b1",
     sketch="Telescope μ(y) − π(y) over the position of the first replaced factor; the factors behind it sum to one.",
     latex=r"\mathrm{TV}(\mu_T,\pi_T)\le\sum_t\mathbb{E}_{s_t\sim\mu}[\mathrm{TV}(s_t)]",
@@ -161,7 +185,7 @@ def b1(x: Any) -> tuple[Any, Any]:
 @claim(
     "dppo.b3", DPPO, "Appendix B.3, Eq 19–20", "Linear improvement bound",
     space=SIGNED, sharpness="loose", corrected_by=("ours.s3",), depends_on=("ours.s3",),
-    hypotheses=(BOUNDED, "none on supports"),
+    hypotheses=(BOUNDED, SURROGATE),
     proof=f"{PROOFS}#bounds",
     sketch="As Theorem 3.2 with TV(future) ≤ 1. For R ∈ [0, 1] the sharp constant is 1 instead of 4: half for centring the reward, half because μ and π "
     "cannot both be far behind the same deviation.",
@@ -172,14 +196,14 @@ def b1(x: Any) -> tuple[Any, Any]:
     ),
 )  # fmt: skip
 def b3(x: Any) -> tuple[Any, Any]:
-    """|J(π) − J(μ) − L′| ≤ 4ξ times the sum of expected token TVs under μ."""
+    """|J(π) − J(μ) − L| ≤ 4ξ times the sum of expected token TVs under μ."""
     return abs(x.error), bounds.dppo_linear(x.tv_sum, reward_bound(x))
 
 
 @claim(
     "dppo.b3/composite", DPPO, "end of Appendix B.3", "The smaller of the quadratic and the linear bound",
     space=SIGNED, sharpness="tight", depends_on=("dppo.thm3.2", "dppo.b3"),
-    hypotheses=(BOUNDED, "none on supports"),
+    hypotheses=(BOUNDED, SURROGATE),
     proof=f"{PROOFS}#bounds",
     sketch="Both hold, so their minimum does.",
     latex=r"|\Delta|\le\min\Big\{2\xi T(T-1)\varepsilon^2,\ 4\xi\,\mathbb{E}_\mu\Big[\sum_t\mathrm{TV}(s_t)\Big]\Big\}",
@@ -190,7 +214,7 @@ def b3(x: Any) -> tuple[Any, Any]:
     ),
 )  # fmt: skip
 def composite(x: Any) -> tuple[Any, Any]:
-    """|J(π) − J(μ) − L′| is at most the smaller of the quadratic and the linear bound."""
+    """|J(π) − J(μ) − L| is at most the smaller of the quadratic and the linear bound."""
     return abs(x.error), bounds.dppo_composite(x.horizon, x.tv_max, x.tv_sum, reward_bound(x))
 
 

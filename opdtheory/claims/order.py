@@ -11,7 +11,7 @@ READING_ORDER: dict[str, str] = {
     "3.3.2 3.4 guarantee 4.2.1 reverse k3 a2 a4 a7 a8 adaptive",
     "tropd": "gate k1 gated-k1-is-rkl bounded stationary direction mask-norm topk-lower topk-bias suppressed jsd offpolicy",
     "dppo": "thm2.1 thm3.1 thm3.2 eq8 eq9 eq10 4.2 eq12 eq13 eq14 eq15 b1 b3 b4 c1 c2 eq23",
-    "ours": "s0 s1 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 s12 cert",
+    "ours": "s0 s1 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 s12 s13 cert",
 }
 """Document → names of its statements, by their place in it; ``a/b`` and ``a-b`` follow ``a`` unless they are listed."""
 

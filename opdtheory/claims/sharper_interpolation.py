@@ -61,7 +61,7 @@ def _best(x: PolicyPair) -> Any:
         r"|J(\pi)-J(\mu)-L|\le\tfrac1\lambda\Bigl[1-\sum_y\mu^{1-\lambda}\pi^\lambda"
         r"+\mathrm{KL}(\mu\|(1-\lambda)\mu+\lambda\pi)_{\mathrm{seq}}\Bigr]"
     ),
-    useful_when="always; λ = 1 is s1, λ → 0 tends to s1 again, λ = ½ is s9, the best λ depends on the pair",
+    useful_when="always; λ = 1 is s1, λ → 0 tends to s1 again where supp π ⊆ supp μ, λ = ½ is s9, the best λ depends on the pair",
     sketch=(
         "L is linear on the segment to the policy that is λ of the way to π; s1 there, and the weighted inequality of means "
         "step by step for the rest."
@@ -165,7 +165,7 @@ LAST = (
         "s13 at λ = 3/5; both terms are priced together by a supersolution in the likelihood ratio, −w^{3/5} below 1 and "
         "−1 − (3/10)(1 − e^{−2(w−1)}) above."
     ),
-    note="7/2 in s9. The search reaches 1.09 at T = 5; the method with the best λ and supersolution cannot go below about 2.3.",
+    note="7/2 in s9. The search reaches 1.09 at T = 5; a grid solution suggests that the method with the best λ and supersolution cannot go below about 2.3.",
     mutants=(
         Mutant(
             "contexts-of-the-target",

@@ -427,7 +427,7 @@ def _never_positive() -> Evidence:
     corrected_by=("ours.s1", "ours.s3"),
     latex=r"M>0\text{ is possible at }T=4096,\ \delta=10^{-4}",
     sharpness="loose",
-    sketch="No pair of policies with this D has a surrogate above √(D/2) + D; the penalty is at least nine "
+    sketch="No pair of policies with this D has a surrogate above √(D/2) + D; the penalty is at least forty "
     "times that.",
     note="Whether an earlier guarantee was vacuous does not matter: at the source's own numbers this one "
     "is, for every instance.",

@@ -198,7 +198,7 @@ _MICRO = 10**6
 
 
 def _chord() -> tuple[int, int]:
-    """A chord (c0 + c1 (ρ − 1))/10⁶ with whole c0, c1, two millionths above the common tangent."""
+    """A chord (c0 + c1 (ρ − 1))/10⁶ with whole c0, c1, at ρ = 1 two millionths above the common tangent."""
     value, a, _ = gate_supremum()
     return round(value * _MICRO) + 2, round((np.log(a) ** 2 + 2 * np.log(a)) * _MICRO)
 

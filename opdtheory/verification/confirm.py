@@ -7,10 +7,13 @@ exact violation, decided for certain, leaves this module.
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from opdtheory.elementary import exact
 from opdtheory.spaces import Size
 from opdtheory.verification import blocks as bl
 from opdtheory.verification.arithmetic import compare, decide
@@ -40,7 +43,9 @@ def exact_sides(claim: Claim, size: Size, values: bl.Values) -> tuple[Any, Any, 
 
 
 def _scalar(x: Any) -> Any:
-    return x.item() if isinstance(x, np.ndarray) else x
+    x = x.item() if isinstance(x, np.ndarray) else x
+    # a constant that a claim computes in floating point is taken for the binary fraction it is
+    return exact(Fraction(x)) if isinstance(x, float) and math.isfinite(x) else x
 
 
 def violates(claim: Claim, size: Size, values: bl.Values) -> bool | None:
@@ -58,8 +63,6 @@ def violates(claim: Claim, size: Size, values: bl.Values) -> bool | None:
 
 
 def _exact_scale(claim: Claim) -> Any:
-    from opdtheory.elementary import exact
-
     return exact(str(claim.scale)) if not isinstance(claim.scale, int) else claim.scale
 
 
