@@ -123,7 +123,7 @@ def _gather(verdict: Verdict, effort: Effort, seed: int, replay: bool) -> None:
             found = search(claim, seed=seed, budget=BUDGETS[effort], sizes=sizes, wide=effort == "thorough")
             verdict.found = found
             verdict.evidence.append(_search_evidence(verdict, found))
-            if not found.refuted:
+            if not found.refuted and verdict.evidence[-1].ok:
                 verdict.evidence += _grids(claim, _GRID[effort])
         _check_tightness(verdict, effort)
     if claim.unassumed is not None:

@@ -76,7 +76,7 @@ def resolve(claims: Mapping[str, Claim], own: Mapping[str, Status]) -> dict[str,
 
 def as_printed(claim: Claim, status: Status, unassumed_refuted: bool | None) -> AsPrinted:
     """What becomes of the source's wording: computed from the status, the claim's nature and its stated assumption."""
-    if claim.nature == "ours" or claim.source is None:
+    if claim.nature == "ours":
         return "not-in-source"
     if claim.nature != "statement":
         return claim.nature
