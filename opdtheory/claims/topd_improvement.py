@@ -7,9 +7,11 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from opdtheory import bounds, spaces
 from opdtheory.claims.sources import TOPD
-from opdtheory.elementary import absolute
+from opdtheory.elementary import absolute, exact
 from opdtheory.spaces import Box, Simplex, Space
 from opdtheory.tabular.iterates import MinorizerSteps
 from opdtheory.verification.blocks import Block, Values
@@ -89,6 +91,21 @@ def frozen(x: Any) -> tuple[Any, Any]:
     return _gap(x), bounds.topd_penalty(x.horizon, x.candidate_tv_sum, x.candidate_g_max)
 
 
+def _opposite_advantages(vocab: int, horizon: int, **rest: Any) -> list[Values]:
+    """A first token that moves half its mass between contexts whose advantages are opposite at almost no TV: the ratio is
+    ½/(½ + a) for the probability a of the rare second token, which the candidate drops in one context and doubles in the other.
+    """
+    if (vocab, horizon) != (2, 2) or rest.get("eos") is not None:
+        return []
+    rare, half, one = exact("1/10000"), exact("1/2"), exact(1)
+    levels = {
+        "teacher": [[[half, half]], [[half, half], [half, half]]],
+        "student": [[[half, half]], [[one - rare, rare], [rare, one - rare]]],
+        "candidate": [[[one - one, one]], [[one, one - one], [2 * rare, one - 2 * rare]]],
+    }
+    return [{f"{name}.{t}": np.array(rows, dtype=object) for name, table in levels.items() for t, rows in enumerate(table)}]
+
+
 @claim(
     "topd.thm4.9/horizon",
     TOPD,
@@ -102,6 +119,7 @@ def frozen(x: Any) -> tuple[Any, Any]:
     sharpness="asymptotic",
     sketch="The last token changes no state: weights T_max − i in place of T_max, at most T_max − 1. At "
     "T_max = 2 the first token can use all of it.",
+    structured=_opposite_advantages,
     latex=(
         r"|\eta_r(\tilde\pi)-\zeta_\pi(\tilde\pi)|"
         r"\le2\xi(T_{\max}-1)\ell_\pi\mathbb{E}_{d^\pi_{\rm norm}}[\mathrm{TV}(\tilde\pi,\pi)]"
