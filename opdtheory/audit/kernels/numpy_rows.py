@@ -1,4 +1,4 @@
-"""The sweep in numpy, one row at a time, so that every temporary stays in cache.
+"""The sweep in numpy, row by row, rows shared between threads.
 
 Near p = q the naive sums cancel: Σ p(log p − log q) is a difference of numbers of the size of the entropy.
 Here every divergence is a sum of non-negative terms in ℓ = log q − log p: KL(p‖q) = Σ p(e^ℓ−1−ℓ), KL(q‖p) =
@@ -9,6 +9,8 @@ e^ℓ−1−ℓ and j come from their series where |ℓ| is small.
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -17,9 +19,9 @@ STATISTICS = (
     "max_abs_log_ratio", "topd_second_moment", "topk_kl", "topk_tv",
 )  # fmt: skip
 SERIES_BELOW = 0.5
-CHUNK = 1 << 14
-"""Elements handled at a time: seven buffers of them fit the second-level cache, and none is allocated
-twice.
+CHUNK = 1 << 18
+"""Elements handled at a time, a whole row of today's vocabularies: shorter pieces stay in cache but leave the
+interpreter lock to one thread too rarely for two to pay.
 """
 NARROW = 0.05
 """In float64 the series serve a narrower range, where they are exact to the last digits."""
@@ -32,9 +34,20 @@ def pair_statistics(
 ) -> dict[str, np.ndarray]:
     """See ``dispatch.pair_statistics``."""
     out = np.full((len(STATISTICS), len(p)), np.nan)
-    work = np.empty((7, min(CHUNK, max(1, p.shape[1]))), p.dtype)
-    for i in range(len(p)):
-        out[:, i] = _row(p[i], q[i], int(tokens[i]), topk, alpha, work)
+
+    def rows(first: int, last: int) -> None:
+        work = np.empty((7, min(CHUNK, max(1, p.shape[1]))), p.dtype)
+        for i in range(first, last):
+            out[:, i] = _row(p[i], q[i], int(tokens[i]), topk, alpha, work)
+
+    # the usual variable also keeps the worker processes of a parallel audit to their share of the cores
+    threads = min(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1), max(1, len(p) // 4))
+    cuts = [len(p) * k // threads for k in range(threads + 1)]
+    if threads == 1:
+        rows(0, len(p))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(rows, cuts[:-1], cuts[1:]))
     return dict(zip(STATISTICS, out, strict=True))
 
 
